@@ -1,0 +1,229 @@
+"""Builds a node from a configuration and runs it: what ``nlbfarm-node run`` does.
+
+A program that embeds nlbfarm calls ``run_node``, or builds ``Parts`` of its own for a ``Runtime``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from nlbfarm import backends, checkers, plugins
+from nlbfarm.api.control import ControlServer
+from nlbfarm.config import FarmConfig, FarmKeys, derive
+from nlbfarm.core.buckets import BucketStates
+from nlbfarm.core.wire import Codec
+from nlbfarm.errors import UsageError
+from nlbfarm.explain import Knowledge, explain, parse_question
+from nlbfarm.heartbeat.realtime import go_realtime
+from nlbfarm.heartbeat.udp import UdpHeartbeat
+from nlbfarm.instance import claim
+from nlbfarm.interfaces import VIPManager
+from nlbfarm.plugins import Kind
+from nlbfarm.runtime import Check, Parts, Runtime, SystemClock
+from nlbfarm.sdnotify import Notifier
+from nlbfarm.status import status
+
+__all__ = ["build", "run_node", "vip_manager"]
+
+STOP_S = 10.0
+"""A node that has not left in good order after this long is taken down anyway."""
+
+STATUS_S = 1.0
+"""How often systemd is told what the node does."""
+
+
+def vip_manager(config: FarmConfig, journal: Path) -> VIPManager:
+    """Return what brings this farm's VIPs up: on real interfaces, or in memory beside the memory backend."""
+    name = "memory" if config.filter.backend == "memory" else "linux"
+    made = plugins.load(Kind.VIP, name, VIPManager)  # type: ignore[type-abstract]
+    specs = derive.vip_specs(config)
+    return made(specs) if name == "memory" else made(specs, journal)  # type: ignore[call-arg]
+
+
+async def build(
+    config: FarmConfig,
+    keys: FarmKeys,
+    node_id: int,
+    *,
+    runtime_dir: Path,
+    state_dir: Path,
+    notifier: Notifier | None = None,
+) -> Runtime:
+    """Build the runtime of one node; nothing on the host is changed yet.
+
+    Args:
+        config, keys: What was loaded.
+        node_id: Which of the nodes this is.
+        runtime_dir, state_dir: Where this farm's volatile and lasting files go (without the farm's name).
+        notifier: Whom to tell of every healthy turn.
+
+    Raises:
+        NlbfarmError: The backend cannot work here, or a plug-in is missing.
+    """
+    farm = config.farm.name
+    backend, why = await backends.choose(config.filter.backend)
+    local, peers = derive.addresses(config, node_id)
+    clock = SystemClock()
+    checks = [
+        Check(
+            name=entry.name,
+            kind=entry.type,
+            checker=checkers.build(entry),
+            interval=entry.interval.total_seconds(),
+            timeout=entry.timeout.total_seconds(),
+            rise=entry.rise,
+            fall=entry.fall,
+        )
+        for entry in config.checkers
+    ]
+    return Runtime(
+        Parts(
+            settings=derive.settings(config, keys, node_id),
+            policy=derive.policy(config, keys),
+            codec=Codec(farm, derive.keyring(keys)),
+            backend=backend,
+            vips=vip_manager(config, runtime_dir / farm / "journal.json"),
+            heartbeat=UdpHeartbeat(
+                local, peers, port=config.heartbeat.port, dscp=config.heartbeat.dscp, clock=clock
+            ),
+            peers=peers,
+            incarnation_file=state_dir / farm / "incarnation",
+            checks=checks,
+            backend_detail=why,
+            clock=clock,
+            on_turn=_watchdog(notifier),
+        )
+    )
+
+
+def _watchdog(notifier: Notifier | None) -> Any:
+    """Return what tells systemd that the loop turns, at most as often as it wants to know."""
+    if notifier is None or notifier.watchdog_interval is None:
+        return lambda: None
+    interval, last = notifier.watchdog_interval, [float("-inf")]
+    clock = SystemClock()
+
+    def turned() -> None:
+        now = clock.monotonic()
+        if now - last[0] >= interval:
+            last[0] = now
+            notifier.alive()
+
+    return turned
+
+
+async def run_node(
+    config: FarmConfig, keys: FarmKeys, node_id: int, *, runtime_dir: Path, state_dir: Path
+) -> int:
+    """Run one node until SIGTERM or SIGINT; a second signal ends it without waiting for the others.
+
+    Returns:
+        0, after it has left and the host is as it was.
+
+    Raises:
+        AlreadyRunningError: This host already runs a node of this farm.
+        NlbfarmError: It cannot run here; the host is as it was.
+    """
+    log = structlog.get_logger("nlbfarm.node")
+    farm = config.farm.name
+    lock = claim(farm)
+    notifier = Notifier()
+    try:
+        if config.heartbeat.realtime:
+            for note in go_realtime():
+                log.info("host.note", note=note)
+        runtime = await build(
+            config, keys, node_id, runtime_dir=runtime_dir, state_dir=state_dir, notifier=notifier
+        )
+        control = ControlServer(
+            runtime_dir / farm / "control.sock", _verbs(runtime), group=config.control.group
+        )
+        speaker: asyncio.Task[None] | None = None
+        try:
+            await control.open()
+            await runtime.open()
+            leaving = _on_signals(runtime)
+            notifier.ready(f"node {config.node(node_id).name} of farm {farm}")
+            speaker = asyncio.create_task(_speak(runtime, notifier))
+            stopped = asyncio.create_task(runtime.wait())
+            await asyncio.wait({stopped, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            notifier.stopping()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopped, STOP_S)
+        finally:
+            if speaker is not None:
+                speaker.cancel()
+            await runtime.close()
+            await control.close()
+        log.info("node.stopped")
+        return 0
+    finally:
+        notifier.close()
+        lock.close()
+
+
+def _on_signals(runtime: Runtime) -> asyncio.Future[None]:
+    """Stop in good order at the first signal; the future is done at the second one or when time is up."""
+    loop = asyncio.get_running_loop()
+    hurry: asyncio.Future[None] = loop.create_future()
+    asked = False
+
+    def signalled() -> None:
+        nonlocal asked
+        if asked and not hurry.done():
+            hurry.set_result(None)
+            return
+        asked = True
+        runtime.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled)
+    return hurry
+
+
+async def _speak(runtime: Runtime, notifier: Notifier) -> None:
+    said = ""
+    while True:
+        node = runtime.node
+        if node is not None:
+            line = f"{node.state.name} {node.reason}".strip()
+            if line != said:
+                notifier.status(line)
+                said = line
+        await asyncio.sleep(STATUS_S)
+
+
+def _verbs(runtime: Runtime) -> dict[str, Any]:
+    async def answer_status(args: Mapping[str, Any]) -> dict[str, Any]:
+        return await status(runtime)
+
+    async def answer_explain(args: Mapping[str, Any]) -> dict[str, Any]:
+        client, service = args.get("client"), args.get("service")
+        if not isinstance(client, str) or not isinstance(service, str):
+            raise UsageError('explain takes "client" and "service", both text')
+        return explain(parse_question(client, service), _knowledge(runtime))
+
+    return {"status": answer_status, "explain": answer_explain}
+
+
+def _knowledge(runtime: Runtime) -> Knowledge:
+    parts, node = runtime.parts, runtime.node
+    if node is None:
+        raise UsageError("the node is still starting: try again in a moment")
+    plan = node.membership.plan
+    groups = parts.settings.groups
+    return Knowledge(
+        policy=parts.policy,
+        node=parts.settings.node,
+        names=parts.settings.nodes,
+        placements=dict(zip(groups, plan.placements, strict=True)) if plan is not None else {},
+        states={name: BucketStates(own=own) for name, own in zip(groups, node.applied, strict=True)},
+        lease_running=node.lease_until > parts.clock.monotonic(),
+    )

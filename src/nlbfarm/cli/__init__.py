@@ -1,0 +1,76 @@
+"""``nlbfarm-node``: the command line of a node.
+
+- ``common``    exit codes, options that several verbs have, which farm is meant
+- ``run``       ``run``: the node itself
+- ``check``     ``check``, ``keygen``, ``backends``: before a node runs
+- ``look``      ``status``, ``buckets``, ``explain``: ask a running node; ``tables``: how it is shown
+- ``cleanup``   ``cleanup``: after a node was killed
+- ``demo``      the demo's story; needs the extra ``lab``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from nlbfarm.cli.check import backends, check, keygen
+from nlbfarm.cli.cleanup import cleanup
+from nlbfarm.cli.common import Verbs
+from nlbfarm.cli.look import buckets, explain, status
+from nlbfarm.cli.run import run
+from nlbfarm.errors import HostError
+
+__all__ = ["cli", "main"]
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="nlbfarm", prog_name="nlbfarm-node")
+def cli() -> None:
+    """Run and watch a node of a farm: ordinary servers that share a virtual IP address."""
+
+
+for _verb in (run, check, keygen, status, buckets, explain, cleanup, backends):
+    cli.add_command(_verb)
+
+
+@cli.command()
+@click.option(
+    "--nodes", type=click.IntRange(min=2), default=3, show_default=True, help="Servers in the farm."
+)
+@click.option(
+    "--server",
+    type=click.Choice(["auto", "apache", "nginx", "builtin"]),
+    default="auto",
+    show_default=True,
+    help="Web server on each of them; auto is Apache, if it is installed.",
+)
+@click.option("--backend", default="auto", show_default=True, help="Packet filter to use.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    metavar="FILE",
+    help="Write what was measured to FILE; - is standard output.",
+)
+@click.option("--keep", is_flag=True, help="Leave the farm running and say how to look around.")
+def demo(nodes: int, server: str, backend: str, json_file: Path | None, keep: bool) -> int:
+    """Show a whole farm on this machine: it serves, loses a server, and takes it back."""
+    try:
+        from nlbfarm.cli.demo import run_demo
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("nlbfarm"):
+            raise
+        raise HostError(
+            f"the demo needs the package {error.name}; install the extra: pip install 'nlbfarm[lab]'"
+        ) from None
+    code: int = run_demo(nodes, server, backend, json_file, keep)
+    return code
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; ends the process with an exit code of ``nlbfarm.cli.common.Exit``."""
+    cli.main(args=list(args) if args is not None else None, prog_name="nlbfarm-node")
+    raise AssertionError("click ends the process")

@@ -1,0 +1,158 @@
+"""What the verbs share: exit codes, options, and which farm is meant."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from nlbfarm.api.control import NodeNotRunningError
+from nlbfarm.config.loading import examine
+from nlbfarm.errors import ConfigError, HostError, NlbfarmError, PluginError, UsageError
+from nlbfarm.instance import AlreadyRunningError
+
+__all__ = [
+    "Exit",
+    "Verbs",
+    "config_option",
+    "control_path",
+    "echo_json",
+    "farm_options",
+    "find_farm",
+    "json_option",
+    "runtime_option",
+    "state_option",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Exit(enum.IntEnum):
+    """Exit codes of ``nlbfarm-node``; stable, documented in ``docs/cli.md``."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    CONFIG = 3
+    HOST = 4
+    NOT_RUNNING = 5
+    ALREADY_RUNNING = 6
+
+
+_EXITS: tuple[tuple[type[NlbfarmError], Exit], ...] = (
+    (ConfigError, Exit.CONFIG),
+    (NodeNotRunningError, Exit.NOT_RUNNING),
+    (AlreadyRunningError, Exit.ALREADY_RUNNING),
+    (HostError, Exit.HOST),
+    (PluginError, Exit.HOST),
+    (UsageError, Exit.USAGE),
+    (NlbfarmError, Exit.FAILED),
+)
+
+
+class Verbs(click.Group):
+    """The verbs: what one returns is the exit code, an error of ours a message and its code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb."""
+        try:
+            code = super().invoke(ctx)
+        except NlbfarmError as error:
+            click.echo(f"nlbfarm-node: {error}", err=True)
+            code = next(code for kind, code in _EXITS if isinstance(error, kind))
+        ctx.exit(int(code or 0))
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the verbs in the order in which one meets them."""
+        return list(self.commands)
+
+
+def config_option(required: bool) -> Callable[[F], F]:
+    """Return the option ``--config FILE``."""
+    return click.option(
+        "--config",
+        "-c",
+        "config_file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        required=required,
+        help="The farm's configuration.",
+    )
+
+
+runtime_option = click.option(
+    "--runtime-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("/run/nlbfarm"),
+    show_default=True,
+    envvar="NLBFARM_RUNTIME_DIR",
+    show_envvar=True,
+    help="Where a running node keeps its socket and its journal.",
+)
+
+state_option = click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("/var/lib/nlbfarm"),
+    show_default=True,
+    envvar="NLBFARM_STATE_DIR",
+    show_envvar=True,
+    help="Where a node keeps what must survive a reboot.",
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def farm_options(verb: F) -> F:
+    """Add the options that say which farm is meant."""
+    name = click.option("--farm", metavar="NAME", help="The farm's name; needed only if there are several.")
+    return name(config_option(required=False)(runtime_option(verb)))
+
+
+def echo_json(value: object) -> None:
+    """Print JSON for people and programs."""
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+def control_path(runtime_dir: Path, farm: str) -> Path:
+    """Return the control socket of a farm's node."""
+    return runtime_dir / farm / "control.sock"
+
+
+def find_farm(farm: str | None, config_file: Path | None, runtime_dir: Path) -> str | None:
+    """Return the name of the farm that is meant: as given, from its configuration, or the only one here.
+
+    The configuration may have errors, and its key file need not be readable by who asks.
+
+    Returns:
+        ``None`` if nothing says which, because no farm has left a trace in ``runtime_dir``.
+
+    Raises:
+        ConfigError: The configuration does not even say the name.
+        UsageError: Two are named, or there are several.
+        HostError: ``runtime_dir`` cannot be read.
+    """
+    if farm is not None and config_file is not None:
+        raise UsageError("give --farm or --config, not both")
+    if farm is not None:
+        if not farm or "/" in farm or farm.startswith("."):
+            raise UsageError(f'"{farm}" is not the name of a farm')
+        return farm
+    if config_file is not None:
+        examined = examine(config_file)
+        name = examined.draft.singles["farm"].get("name") if examined.draft is not None else None
+        if name is None:
+            raise ConfigError(str(config_file), examined.problems)
+        return str(name)
+    try:
+        farms = sorted(entry.name for entry in runtime_dir.iterdir() if entry.is_dir())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise HostError(f"cannot read {runtime_dir}: {error.strerror}") from error
+    if len(farms) > 1:
+        raise UsageError(f"there are several farms here; say which with --farm: {', '.join(farms)}")
+    return farms[0] if farms else None

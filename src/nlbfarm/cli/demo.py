@@ -1,0 +1,206 @@
+"""``nlbfarm-node demo``: a farm on this machine, live in the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from nlbfarm.errors import HostError, UsageError
+from nlbfarm.lab import Lab, LabError
+from nlbfarm.lab.story import MOST_OUTAGE_MS, Results, Story
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, Group, RenderResult
+    from rich.table import Table
+
+__all__ = ["run_demo"]
+
+_COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_yellow", "bright_green")
+_ROW = 64  # buckets a line
+_INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
+
+
+def run_demo(nodes: int, server: str, backend: str, json_file: Path | None, keep: bool) -> int:
+    """Run the demo and print what was measured.
+
+    Args:
+        nodes: How many nodes, 2 or more.
+        server: ``"auto"``, ``"apache"``, ``"nginx"`` or ``"builtin"``.
+        backend: Filter backend, ``"auto"`` or a name.
+        json_file: Where to write the results as JSON; ``-`` is standard output, and the story then goes to
+            standard error.
+        keep: Leave the farm running afterwards, until Ctrl-C or SIGTERM.
+
+    Returns:
+        0 if every goal was reached, 1 if not, 130 if interrupted.
+
+    Raises:
+        HostError: This host cannot make namespaces, or lacks something the demo needs.
+        UsageError: No demo can be told with so few nodes.
+    """
+    try:
+        from rich.console import Console
+    except ImportError:
+        raise HostError(
+            "the demo needs the package rich; install nlbfarm with the extra lab: nlbfarm[lab]"
+        ) from None
+    if nodes < 2:
+        raise UsageError(f"the demo kills a node and needs another one: --nodes 2 or more, not {nodes}")
+    to_stdout = json_file is not None and str(json_file) == "-"
+    console = Console(stderr=to_stdout, highlight=False)
+    try:
+        with _sigterm_interrupts():
+            results = _tell(console, nodes, server, backend, keep)
+    except KeyboardInterrupt:
+        console.print("\nInterrupted. Nothing is left of the lab.")
+        return _INTERRUPTED
+    except LabError as error:
+        console.print(f"The demo failed: {error}", style="red", markup=False)
+        return 1
+    text = json.dumps(results.as_json(), indent=2)
+    if to_stdout:
+        print(text)  # noqa: T201
+    elif json_file is not None:
+        json_file.write_text(text + "\n")
+        console.print(f"Results: {json_file}")
+    failures = results.failures()
+    for failure in failures:
+        console.print(f"Goal missed: {failure}", style="red", markup=False)
+    if not failures:
+        console.print("Every goal was reached.", style="green")
+    return 1 if failures else 0
+
+
+def _tell(console: Console, nodes: int, server: str, backend: str, keep: bool) -> Results:
+    began = time.monotonic()
+
+    def tell(sentence: str) -> None:
+        console.print(f"[dim]{time.monotonic() - began:5.1f} s[/dim]  {sentence}")
+
+    with Lab(nodes, server, backend) as lab:
+        tell(f"{nodes} machines, a client and a switch, each in a namespace; server: {lab.server.detail}")
+        story = Story(lab, tell)
+        with _live(console, story):
+            story.run()
+        if keep:
+            _keep(console, lab)
+        story.finish()
+    console.print(_table(story.results))
+    return story.results
+
+
+@contextlib.contextmanager
+def _live(console: Console, story: Story) -> Iterator[None]:
+    """Draw the buckets below the story while it is told; only on a terminal."""
+    if not console.is_terminal:
+        yield
+        return
+    from rich.live import Live
+
+    with Live(_Picture(story), console=console, refresh_per_second=8, transient=True):
+        yield
+
+
+class _Picture:
+    """The 256 buckets, each in the colour of the node that answered it last; what fails is red."""
+
+    def __init__(self, story: Story) -> None:
+        self._story = story
+        self._before: tuple[float, Counter[str]] = (0.0, Counter())
+        self._rates: Counter[str] = Counter()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._draw()
+
+    def _draw(self) -> Group:
+        from rich.console import Group
+        from rich.text import Text
+
+        names = self._story.lab.names
+        colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
+        latest, totals, seen = self._story.probing.latest()
+        if seen - self._before[0] >= 1:
+            self._rates = Counter(
+                {
+                    name: int((totals[name] - self._before[1][name]) / (seen - self._before[0]))
+                    for name in names
+                }
+            )
+            self._before = (seen, totals)
+        lines = []
+        for first in range(0, len(latest), _ROW):
+            line = Text("  ")
+            for node in latest[first : first + _ROW]:
+                line.append("■" if node else "·", style=colours.get(node or "", "red"))
+            lines.append(line)
+        owned = Counter(latest)
+        legend = Text("  ")
+        for name in names:
+            legend.append("■ ", style=colours[name])
+            legend.append(f"{name} {owned[name]} buckets, {self._rates[name]} requests/s   ")
+        if owned[None]:
+            legend.append(f"· unanswered {owned[None]}", style="red")
+        return Group(Text(""), *lines, legend)
+
+
+def _table(results: Results) -> Table:
+    from rich.table import Table
+
+    table = Table(title="What was measured", title_justify="left", show_header=False)
+    table.add_column(style="dim")
+    table.add_column()
+    table.add_row("nodes, server", f"{results.nodes}, {results.server}")
+    table.add_row("filter, delivery", f"{results.backend}, {results.delivery}")
+    table.add_row("new connections", f"{results.probes_per_second:.0f} a second")
+    for name, share in results.share.items():
+        table.add_row(f"share of {name}", f"{share.buckets} buckets, {share.requests} requests")
+    if crash := results.crash:
+        outage = crash.outage_ms
+        table.add_row(f"power of {crash.node} cut", f"noticed after {crash.detect_ms:.0f} ms")
+        table.add_row(
+            "its buckets answered again",
+            " ".join(f"{name} {value:.0f}" for name, value in outage.items())
+            + f" ms (goal: max below {MOST_OUTAGE_MS:.0f})",
+        )
+        table.add_row("requests failed meanwhile", str(crash.requests_failed))
+        table.add_row(
+            "buckets unserved, served twice, after it",
+            f"{crash.buckets_unserved_after}, {crash.buckets_double_served}",
+        )
+    if rejoin := results.rejoin:
+        table.add_row("back again", f"{rejoin.seconds:.1f} s, {rejoin.moved_buckets} buckets moved")
+        table.add_row("requests failed meanwhile", str(rejoin.requests_failed))
+    table.add_row(
+        "left behind on this host", "nothing" if not results.leftovers else f"{len(results.leftovers)} things"
+    )
+    return table
+
+
+def _keep(console: Console, lab: Lab) -> None:
+    console.print("\nThe farm keeps running. To look around, from another terminal:\n")
+    for line in lab.look_around():
+        console.print(f"  {line}", soft_wrap=True, markup=False)
+    console.print("\nCtrl-C ends it.")
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end the demo as Ctrl-C does, so that it also says so; a lab needs neither to vanish."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

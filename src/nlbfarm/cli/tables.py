@@ -1,0 +1,169 @@
+"""How the answers of a node look on a terminal: plain text in columns."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["buckets", "columns", "explanation", "status"]
+
+_LETTERS = string.ascii_lowercase + string.digits
+_ROW = 64
+
+
+def columns(rows: Sequence[Sequence[object]], indent: str = "  ") -> str:
+    """Return ``rows``, the first of them the heads, with their columns aligned."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
+        for row in cells
+    )
+
+
+def status(found: Mapping[str, Any]) -> str:
+    """Return the answer of the verb ``status`` as text."""
+    node, names = found["node"], {one["id"]: one["name"] for one in found["nodes"]}
+    reason = f" ({found['reason']})" if found["reason"] else ""
+    lines = [f"farm {found['farm']}, node {node['name']} (id {node['id']}): {found['state']}{reason}"]
+    epoch = found["epoch"]
+    if found["inside"] and epoch is not None:
+        leader = names.get(found["leader"], found["leader"])
+        lines.append(f"  in view {epoch[0]}, led by {leader}; lease: {_lease(found['lease_ms'])}")
+    else:
+        lines.append(f"  in no view; lease: {_lease(found['lease_ms'])}")
+    backend = found["backend"]
+    lines.append(
+        f"  {found['delivery']} delivery, filter {backend['name']}"
+        + (f" ({backend['detail']})" if backend.get("detail") else "")
+    )
+    lines.append(f"  running for {_span(found['uptime_s'])}, pid {found['pid']}, nlbfarm {found['version']}")
+    lines += ["", "nodes", columns(_nodes(found)), *_remarks(found), "", "virtual IPs"]
+    lines.append(
+        columns(
+            [("ADDRESS", "INTERFACE", "HERE")]
+            + [(vip["address"], vip["interface"], "yes" if vip["present"] else "no") for vip in found["vips"]]
+        )
+    )
+    if found["checkers"]:
+        lines += ["", "checkers", columns(_checkers(found["checkers"]))]
+    if found["warnings"]:
+        lines += ["", "warnings"] + [f"  {warning}" for warning in found["warnings"]]
+    return "\n".join(lines)
+
+
+def _nodes(found: Mapping[str, Any]) -> list[Sequence[object]]:
+    groups = found["groups"]
+    rows: list[Sequence[object]] = [
+        (
+            "NAME",
+            "ID",
+            "STATE",
+            "IN VIEW",
+            "HEARD",
+            "ANSWERED",
+            "NETWORKS",
+            *(group["name"] for group in groups),
+        )
+    ]
+    for node in found["nodes"]:
+        shares = [_share(group["buckets"].get(str(node["id"]), 0)) for group in groups]
+        if node["self"]:
+            seen: Sequence[object] = ("(this one)", "", "")
+        else:
+            alive = "".join("+" if network["alive"] else "-" for network in node["networks"])
+            seen = (_ago(node["last_heard_ms"]), _ago(node["acknowledged_ms"]), alive)
+        state = node["state"] if node["self"] or node["heard"] else "lost"
+        rows.append((node["name"], node["id"], state, "yes" if node["in_view"] else "no", *seen, *shares))
+    return rows
+
+
+def _remarks(found: Mapping[str, Any]) -> list[str]:
+    return [
+        f"  {node['name']}: {', '.join(texts)}"
+        for node in found["nodes"]
+        if not node["self"] and (texts := [text for text in (node["reason"], node["problem"]) if text])
+    ]
+
+
+def _share(count: int) -> str:
+    return f"{count} ({count * 100 / 256:.0f} %)" if count else "-"
+
+
+def _checkers(checkers: Sequence[Mapping[str, Any]]) -> list[Sequence[object]]:
+    words = {True: "good", False: "BAD", None: "not looked yet"}
+    rows: list[Sequence[object]] = [("NAME", "TYPE", "RESULT", "SINCE", "DETAIL")]
+    rows += [
+        (one["name"], one["type"], words[one["ok"]], _span(one["since_s"]), one["detail"]) for one in checkers
+    ]
+    return rows
+
+
+def _lease(milliseconds: float) -> str:
+    return f"{milliseconds:.0f} ms left" if milliseconds > 0 else "run out, nothing is accepted"
+
+
+def _ago(milliseconds: float | None) -> str:
+    return "never" if milliseconds is None else f"{milliseconds:.0f} ms ago"
+
+
+def _span(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    total = int(seconds)
+    for size, unit, small, name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if total >= size:
+            return f"{total // size} {unit} {total % size // small} {name}"
+    return f"{total} s"
+
+
+def buckets(group: Mapping[str, Any], names: Mapping[int, str], here: str) -> str:
+    """Return one group's buckets as text.
+
+    Args:
+        group: An item of ``groups`` of the verb ``status``.
+        names: The nodes' names by id.
+        here: Name of the node that was asked.
+    """
+    letters = dict(zip(sorted(names), _LETTERS, strict=False))
+    placement: Sequence[int] = group["placement"]
+    counts = [(names[node], placement.count(node)) for node in sorted(names)]
+    nobody = sum(1 for owner in placement if owner not in names)
+    lines = [f"group {group['name']} ({group['mode']}), 256 buckets"]
+    lines += [
+        f"  {letters[node]}  {name}: {_share(count)}"
+        for node, (name, count) in zip(sorted(names), counts, strict=True)
+    ]
+    if nobody:
+        lines.append(f"  .  nobody: {_share(nobody)}")
+    text = "".join(letters.get(owner, ".") for owner in placement)
+    lines.append("")
+    lines += [f"  {start:3d}  {text[start : start + _ROW]}" for start in range(0, len(text), _ROW)]
+    states = [
+        f"{group[key]} {word}"
+        for key, word in (("own", "owned"), ("adopt", "being adopted"), ("drain", "draining"))
+    ]
+    lines += ["", f"  filter of {here}: {', '.join(states)}"]
+    return "\n".join(lines)
+
+
+def explanation(found: Mapping[str, Any]) -> str:
+    """Return the answer of the verb ``explain`` as text."""
+    rows: list[Sequence[object]] = []
+    for key, word in (
+        ("rule", "rule"),
+        ("group", "group"),
+        ("affinity", "affinity"),
+        ("key", "key"),
+        ("bucket", "bucket"),
+        ("here", "state here"),
+    ):
+        if found[key] is not None:
+            rows.append((word, found[key]))
+    if found["owner"] is not None:
+        rows.append(("owner", f"{found['owner']['name']} (id {found['owner']['id']})"))
+    if found["distribution"]:
+        rows += [(name, _share(count)) for name, count in found["distribution"].items()]
+    reason: str = found["reason"]
+    return reason + (f"\n{columns(rows)}" if rows else "")

@@ -1,0 +1,21 @@
+"""The configuration of a farm: one TOML file, the same on every node, and a key file.
+
+- ``types``       domain types: durations, ports, names, addresses
+- ``farm``, ``heartbeat``, ``filter``, ``nodes``, ``vips``, ``rules``, ``checkers``, ``log``,
+  ``control``     one model for each table of the file
+- ``root``        ``FarmConfig``: all tables, right in themselves and together
+- ``draft``       reading tables one by one, so that all errors are found at once
+- ``crosscheck``  what has to fit together between tables
+- ``loading``     file -> ``FarmConfig``, or every problem with its path; ``lines``: where it is
+- ``keys``        the key file
+- ``digest``      what nodes compare to know that they agree
+- ``host``        what the configuration expects of this host
+- ``derive``      configuration -> values for the core and the adapters
+"""
+
+from nlbfarm.config.digest import config_digest, dump, secret_digest
+from nlbfarm.config.keys import FarmKeys
+from nlbfarm.config.loading import load
+from nlbfarm.config.root import FarmConfig
+
+__all__ = ["FarmConfig", "FarmKeys", "config_digest", "dump", "load", "secret_digest"]

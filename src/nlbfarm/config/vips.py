@@ -1,0 +1,66 @@
+"""``[[vips]]``: the virtual addresses, and how their packets reach the nodes."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from ipaddress import IPv6Address
+from typing import Annotated
+
+from pydantic import BeforeValidator, PlainSerializer
+
+from nlbfarm.config.types import GroupMac, InterfaceName, Section, choice, unsupported
+from nlbfarm.config.types import unicast as parse_unicast
+from nlbfarm.core.policy import IPAddress
+
+__all__ = ["Delivery", "Uncovered", "Vip"]
+
+
+class Delivery(StrEnum):
+    """How packets for the VIP reach the nodes."""
+
+    MULTICAST = "multicast"
+
+
+class Uncovered(StrEnum):
+    """What happens to packets to the VIP that no rule covers."""
+
+    DROP = "drop"
+    ACCEPT = "accept"
+
+
+def _vip(value: object) -> IPAddress:
+    address = parse_unicast(value)
+    if isinstance(address, IPv6Address):
+        raise unsupported(f"an IPv6 VIP ({address})")
+    if address.is_loopback:
+        raise ValueError(f'"{address}" is a loopback address; clients cannot reach it')
+    return address
+
+
+class Vip(Section):
+    """One ``[[vips]]`` entry.
+
+    Attributes:
+        address: The virtual address.
+        interface: Interface that its packets arrive on; its name may differ from host to host.
+        delivery: How packets reach the nodes.
+        mac: The multicast MAC that clients send to; by default made from the address.
+        uncovered: What happens to packets that no rule covers.
+    """
+
+    address: Annotated[IPAddress, BeforeValidator(_vip), PlainSerializer(str, return_type=str)]
+    interface: InterfaceName
+    delivery: Annotated[Delivery, choice(Delivery, later=("directed", "tunnel", "vmac", "external"))] = (
+        Delivery.MULTICAST
+    )
+    mac: GroupMac | None = None
+    uncovered: Annotated[Uncovered, choice(Uncovered)] = Uncovered.DROP
+
+    @property
+    def group_mac(self) -> str:
+        """The multicast MAC that clients send to, given or made from the address.
+
+        ``01:00:5e:7f:x:y`` with the last two bytes of the address, as the IGMP multicast mode of
+        Windows NLB makes it: the MAC of the multicast group 239.127.x.y (RFC 1112 section 6.4).
+        """
+        return self.mac or "01:00:5e:7f:{:02x}:{:02x}".format(*self.address.packed[-2:])

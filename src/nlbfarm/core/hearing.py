@@ -1,0 +1,152 @@
+"""Who is heard, and who hears us (rule 1).
+
+A heartbeat proves that its sender reaches us. Its echo of one of our own recent heartbeats proves
+that we reach it. Both are kept for each peer, in its present life only.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+
+from nlbfarm.core.settings import Settings
+from nlbfarm.core.wire import Heartbeat
+
+__all__ = ["Arrival", "Hearing", "Peer"]
+
+SENT_KEPT = 512
+"""How many send times are remembered: more than five seconds of the busiest exchange."""
+
+
+class Arrival(enum.Enum):
+    """What a heartbeat turned out to be."""
+
+    FRESH = "fresh"
+    """The newest word of this peer."""
+    DUPLICATE = "duplicate"
+    """Already known, or overtaken: it came over another network, or the network reordered it."""
+    OLD_LIFE = "old-life"
+    """From an earlier incarnation: a replay, or very late."""
+
+
+class Peer:
+    """What is known of one peer in its present life; times are seconds on the monotonic clock."""
+
+    __slots__ = (
+        "acked_at",
+        "acked_sequence",
+        "first_heard",
+        "heartbeat",
+        "last_heard",
+        "networks",
+        "node",
+    )
+
+    def __init__(self, node: int, heartbeat: Heartbeat, at: float) -> None:
+        self.node = node
+        self.heartbeat = heartbeat
+        self.first_heard = at
+        self.last_heard = at
+        self.acked_at: float | None = None
+        """When we sent the newest heartbeat of ours that it has echoed."""
+        self.acked_sequence = 0
+        self.networks: dict[int, tuple[int, float]] = {}
+        """For each heartbeat network: the newest sequence heard there, and when."""
+
+    @property
+    def incarnation(self) -> int:
+        """The peer's present incarnation."""
+        return self.heartbeat.incarnation
+
+    @property
+    def holds_nothing_outside(self) -> bool:
+        """Whether it is outside any view and neither holds nor drains a bucket.
+
+        Such a peer must hear itself named by a view, and then wait for a detection time, before
+        it accepts anything; until then it limits nobody.
+        """
+        word = self.heartbeat
+        return not word.inside and not any(word.holding) and not any(word.draining)
+
+    def hears(self, node: int, incarnation: int) -> bool:
+        """Whether it said, in its newest heartbeat, that it hears ``node`` in that life."""
+        return any(echo.node == node and echo.incarnation == incarnation for echo in self.heartbeat.echoes)
+
+
+class Hearing:
+    """The peers of one node."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._sent: dict[int, float] = {}
+        self.peers: dict[int, Peer] = {}
+        self.patience = 0.0
+        """Seconds added to the detection time while we ourselves run late."""
+
+    def forget_sent(self) -> None:
+        """Start a new life: echoes of the earlier one prove nothing."""
+        self._sent.clear()
+        for peer in self.peers.values():
+            peer.acked_at = None
+            peer.acked_sequence = 0
+
+    def sent(self, sequence: int, now: float) -> None:
+        """Remember when our heartbeat ``sequence`` went out."""
+        self._sent[sequence] = now
+        if len(self._sent) > SENT_KEPT:
+            del self._sent[next(iter(self._sent))]
+
+    def arrived(self, heartbeat: Heartbeat, network: int, at: float, incarnation: int) -> Arrival:
+        """Take in an authenticated heartbeat.
+
+        Args:
+            heartbeat: What arrived.
+            network: The heartbeat network that it came over.
+            at: When it arrived.
+            incarnation: Our own, for the echo.
+        """
+        peer = self.peers.get(heartbeat.sender)
+        if peer is not None and heartbeat.incarnation < peer.incarnation:
+            return Arrival.OLD_LIFE
+        if peer is None or heartbeat.incarnation > peer.incarnation:
+            peer = self.peers[heartbeat.sender] = Peer(heartbeat.sender, heartbeat, at)
+            fresh = True
+        else:
+            fresh = heartbeat.sequence > peer.heartbeat.sequence
+        newest_there = peer.networks.get(network)
+        if newest_there is None or heartbeat.sequence > newest_there[0]:
+            peer.networks[network] = (heartbeat.sequence, at)
+        if not fresh:
+            return Arrival.DUPLICATE
+        if at - peer.last_heard > self._settings.detection:
+            peer.first_heard = at
+            peer.acked_at = None
+        peer.heartbeat = heartbeat
+        peer.last_heard = max(peer.last_heard, at)
+        for echo in heartbeat.echoes:
+            if echo.node == self._settings.node and echo.incarnation == incarnation:
+                sent_at = self._sent.get(echo.sequence)
+                if sent_at is not None and echo.sequence > peer.acked_sequence:
+                    peer.acked_sequence = echo.sequence
+                    peer.acked_at = sent_at
+        return Arrival.FRESH
+
+    def lost_at(self, peer: Peer) -> float:
+        """Return when ``peer`` counts as lost unless it is heard before."""
+        return peer.last_heard + self._settings.detection + self.patience
+
+    def heard(self, now: float) -> Iterator[Peer]:
+        """Yield the peers that are not lost, by rising id."""
+        for node in sorted(self.peers):
+            peer = self.peers[node]
+            if now < self.lost_at(peer):
+                yield peer
+
+    def hears_us(self, peer: Peer, now: float) -> bool:
+        """Whether ``peer`` has echoed a heartbeat that we sent within the detection time."""
+        return peer.acked_at is not None and now - peer.acked_at <= self._settings.detection + self.patience
+
+    def overdue(self, peer: Peer, now: float) -> bool:
+        """Whether the newest acknowledgement of ``peer`` is older than two intervals (rule 4)."""
+        since = peer.acked_at if peer.acked_at is not None else peer.first_heard
+        return now - since > 2 * self._settings.interval

@@ -1,0 +1,52 @@
+"""Until when the filter may accept (rule 4).
+
+I4, fencing, is enforced here: a peer takes our buckets over when it has not heard us for a
+detection time. It acknowledged the heartbeat that we sent at ``acked_at``, so it will not do so
+before ``acked_at + detection``; the lease ends half an interval earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nlbfarm.core.hearing import Peer
+from nlbfarm.core.settings import Settings
+
+__all__ = ["died", "lease_end", "peer_limit"]
+
+SILENT_INTERVALS = 2.5
+"""A peer silent for this long, which acknowledged us to the last, is taken for dead rather than deaf to us."""
+
+
+def died(peer: Peer, now: float, settings: Settings) -> bool:
+    """Whether ``peer`` fell silent while it still acknowledged us: it died, it does not ignore us."""
+    quiet = SILENT_INTERVALS * settings.interval
+    return (
+        now - peer.last_heard >= quiet
+        and peer.acked_at is not None
+        and peer.last_heard - peer.acked_at <= quiet
+    )
+
+
+def peer_limit(peer: Peer, now: float, settings: Settings) -> float | None:
+    """Return the time at which ``peer`` ends our lease, or ``None`` if it does not limit it."""
+    if peer.holds_nothing_outside or died(peer, now, settings):
+        return None
+    since = peer.acked_at if peer.acked_at is not None else peer.first_heard
+    return since + settings.detection - settings.interval / 2
+
+
+def lease_end(heard: Iterable[Peer], now: float, settings: Settings) -> float:
+    """Return when the lease ends, on the monotonic clock; a time not after ``now`` means: accept nothing.
+
+    Args:
+        heard: The peers that are not lost.
+        now: The present.
+        settings: Interval, detection time and the longest lease.
+    """
+    end = now + settings.lease
+    for peer in heard:
+        limit = peer_limit(peer, now, settings)
+        if limit is not None and limit < end:
+            end = limit
+    return end

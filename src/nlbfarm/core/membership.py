@@ -1,0 +1,469 @@
+"""Views: who is in, who leads, and which view wins (rules 2 and 5).
+
+A node is *inside*, following the plan of a view that names it, or *outside*, deferring to the
+greatest view that it hears, or to none. ``step`` is called after every event; it looks at the
+newest word of every peer and moves at most as far as those words allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from nlbfarm.core.buckets import BUCKETS, NOBODY
+from nlbfarm.core.commands import Report
+from nlbfarm.core.hearing import Hearing, Peer
+from nlbfarm.core.placement import place
+from nlbfarm.core.settings import Partition, Settings
+from nlbfarm.core.views import disjoint, greater, largest_clique, names
+from nlbfarm.core.wire import Epoch, Heartbeat, Member, NodeState, Plan, View
+
+__all__ = ["Membership", "Own"]
+
+FRESH_INTERVALS = 2.5
+"""Only the word of a peer heard this recently can show that a link between two others is broken:
+an older word may predate the death of one of them."""
+
+PROBE_WAIT_S = 0.4
+"""How long the answer to a reachability probe is awaited before it counts as: nobody answered."""
+
+PROBE_AGAIN_S = 1.0
+"""How often a node that takes itself for deaf looks again."""
+
+REFUSED_S = 3.0
+"""How long an ICMP port unreachable counts; Linux sends at most one a second to each destination
+(``icmp_ratelimit``, Documentation/networking/ip-sysctl.rst)."""
+
+SILENCE_BEFORE_PROBE = 3
+"""Intervals of silence from all peers after which reachability is probed, so that the answer is there when they are lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """This node's part of the word that it spreads."""
+
+    incarnation: int
+    state: NodeState
+    powers: tuple[int, ...]
+
+
+class Membership:
+    """The view that one node follows, or defers to."""
+
+    def __init__(self, settings: Settings, hearing: Hearing, now: float) -> None:
+        self._settings = settings
+        self._hearing = hearing
+        self.known_epoch = Epoch()
+        self.plan: Plan | None = None
+        self.deferral: View | None = None
+        self.outside_since = now
+        self.inside_since = now
+        self.left_epoch = Epoch()
+        self.plans: dict[bytes, Plan] = {}
+        """Plans fetched in chunks, by digest."""
+        self.wanted: tuple[bytes, int] | None = None
+        """A plan to fetch: its digest and who has it."""
+        self.probe_wanted = False
+        self.deaf = False
+        self.closed = False
+        """Set when the node has left for good: it follows and forms no view."""
+        self.reports: list[Report] = []
+        self._member_since: dict[Member, float] = {}
+        self._probed_at: float | None = None
+        self._reachable: frozenset[int] | None = None
+        self._refused: dict[int, float] = {}
+        self._settled: object = None
+
+    # -- what is known ---------------------------------------------------------------------
+
+    def learn_epoch(self, heartbeat: Heartbeat) -> None:
+        """Take note of the newest epoch that a peer has heard of."""
+        newest = heartbeat.known_epoch
+        if heartbeat.view is not None:
+            newest = max(newest, heartbeat.view.epoch)
+        self.known_epoch = max(self.known_epoch, newest)
+
+    def refused(self, node: int, now: float) -> None:
+        """A peer's host says that nothing listens there."""
+        self._refused[node] = now
+
+    def reachability(self, nodes: frozenset[int]) -> None:
+        """The peers that answered ARP just now."""
+        self._reachable = nodes
+
+    def current(self, member: Member, heard: Mapping[int, Peer]) -> Peer | None:
+        """Return the peer that is ``member``, if it is heard in that very life."""
+        peer = heard.get(member.node)
+        return peer if peer is not None and peer.incarnation == member.incarnation else None
+
+    def leader(self, own: Own, heard: Mapping[int, Peer]) -> int | None:
+        """Return the leader of the view that this node follows, as it sees it; ``None`` outside.
+
+        The lowest live member that can serve; if none can, the lowest live member.
+        """
+        if self.plan is None:
+            return None
+        live = {self._settings.node: own.state}
+        for peer in self._live_members(self.plan, heard):
+            live[peer.node] = peer.heartbeat.state
+        return _lowest(live)
+
+    def _live_members(self, plan: Plan, heard: Mapping[int, Peer]) -> Iterator[Peer]:
+        """Yield the other members that are heard and have not announced that they left this view."""
+        for member in plan.view.members:
+            peer = self.current(member, heard)
+            if peer is not None and not _has_left(peer, plan):
+                yield peer
+
+    # -- the step --------------------------------------------------------------------------
+
+    def step(self, own: Own, now: float) -> None:
+        """Follow, give up, defer, form or lead, as the newest words of all peers say."""
+        heard = {peer.node: peer for peer in self._hearing.heard(now)}
+        self.wanted = None
+        self._watch_silence(heard, now)
+        if not self.closed:
+            self._follow(own, heard, now)
+        if self.plan is not None:
+            self._give_up(own, heard, now)
+        if self.plan is None:
+            self._defer(own, heard)
+            if not self.closed:
+                self._form(own, heard, now)
+        if self.plan is not None:
+            self._lead(own, heard, now)
+
+    def _follow(self, own: Own, heard: Mapping[int, Peer], now: float) -> None:
+        """Follow the newest plan that names this node in this life (rule 3)."""
+        newest = self.plan.view.epoch if self.plan is not None else self.left_epoch
+        found: Heartbeat | None = None
+        for peer in heard.values():
+            word = peer.heartbeat
+            if (
+                word.inside
+                and word.view is not None
+                and word.view.epoch > newest
+                and names(word.view, self._settings.node, own.incarnation)
+            ):
+                newest, found = word.view.epoch, word
+        if found is None or found.plan_digest is None:
+            return
+        plan = found.plan or self.plans.get(found.plan_digest)
+        if plan is None:
+            self.wanted = (found.plan_digest, found.sender)
+        elif plan.view == found.view and len(plan.placements) == len(self._settings.groups):
+            self._enter(plan, now)
+
+    def _give_up(self, own: Own, heard: Mapping[int, Peer], now: float) -> None:
+        """Leave a view that is over, or that has met a greater one (rule 5)."""
+        assert self.plan is not None
+        view = self.plan.view
+        for member in view.members:
+            peer = self.current(member, heard)
+            word = peer.heartbeat if peer is not None else None
+            if word is None or not word.inside or word.view is None:
+                continue
+            if word.view.epoch > view.epoch and not names(word.view, self._settings.node, own.incarnation):
+                self.leave(now, "left_out", by=member.node)
+                return
+        for other, source in self._views_heard(own, heard):
+            if disjoint(other, view) and greater(other, view):
+                self.leave(now, "greater_view", by=source)
+                return
+
+    def _views_heard(self, own: Own, heard: Mapping[int, Peer]) -> Iterator[tuple[View, int]]:
+        """Yield the views that peers follow, and those that outsiders hear and defer to.
+
+        A deferral counts only while its teller hears a member of that view who is not known to
+        have left: else two outsiders could keep a dead view alive for each other.
+        """
+        for peer in heard.values():
+            word = peer.heartbeat
+            if word.view is None:
+                continue
+            if word.inside or any(
+                peer.hears(member.node, member.incarnation) and not self._known_outside(member, own, heard)
+                for member in word.view.members
+            ):
+                yield word.view, peer.node
+
+    def _known_outside(self, member: Member, own: Own, heard: Mapping[int, Peer]) -> bool:
+        if member == (self._settings.node, own.incarnation):
+            return True
+        peer = heard.get(member.node)
+        return peer is not None and (peer.incarnation > member.incarnation or not peer.heartbeat.inside)
+
+    def _defer(self, own: Own, heard: Mapping[int, Peer]) -> None:
+        """Defer to the greatest view heard, directly or through an outsider."""
+        best: View | None = None
+        for view, _ in self._views_heard(own, heard):
+            if best is None or greater(view, best):
+                best = view
+        self.deferral = best
+
+    def _form(self, own: Own, heard: Mapping[int, Peer], now: float) -> None:
+        """Form a view from outside, when none is heard and this is the node to do it (rule 2)."""
+        me = self._settings.node
+        if self.deferral is not None or now - self.outside_since < self._settings.detection:
+            return
+        if not heard:
+            if self._alone(heard, now):
+                self._propose(own, {}, frozenset(), (), now)
+            return
+        pool = {
+            node: peer
+            for node, peer in heard.items()
+            if self._hearing.hears_us(peer, now) and peer.heartbeat.state is not NodeState.STOP
+        }
+        if not pool or _lowest({me: own.state} | {n: p.heartbeat.state for n, p in pool.items()}) != me:
+            return
+        self.deaf = False
+        joiners = self._joiners(own, {me}, pool, now, None)
+        self._propose(own, heard, frozenset({me, *joiners}), (), now)
+
+    def _lead(self, own: Own, heard: Mapping[int, Peer], now: float) -> None:
+        """Keep the view true, if this node leads it: members, powers, placements."""
+        assert self.plan is not None
+        plan, me = self.plan, self._settings.node
+        if self.leader(own, heard) != me:
+            return
+        if heard and not any(self._hearing.hears_us(peer, now) for peer in heard.values()):
+            return
+        live = {peer.node: peer for peer in self._live_members(plan, heard)}
+        if not heard and len(plan.view.members) > 1 and not self._alone(heard, now):
+            if self.deaf:
+                self.leave(now, "deaf", by=me)
+            return
+        kept = largest_clique({me, *live}, self._broken_links(own, live, now))
+        if me not in kept:
+            self.leave(now, "links_broken", by=me)
+            return
+        joiners = self._joiners(own, set(kept), heard, now, plan)
+        members = frozenset({*kept, *joiners})
+        if (
+            joiners
+            or {member.node for member in plan.view.members} != members
+            or self.known_epoch > plan.view.epoch
+        ):
+            self._propose(own, heard, members, plan.placements, now, joiners)
+            return
+        powers = self._powers(own, heard, members, now)
+        if self._settled == (plan.view.epoch, powers):
+            return
+        if self._placements(powers, plan.placements) != plan.placements:
+            self._propose(own, heard, members, plan.placements, now)
+        else:
+            self._settled = (plan.view.epoch, powers)
+
+    # -- members ---------------------------------------------------------------------------
+
+    def _joiners(
+        self, own: Own, kept: set[int], heard: Mapping[int, Peer], now: float, plan: Plan | None
+    ) -> tuple[int, ...]:
+        """Return the outsiders to take in: those that every kept node hears and that hear every kept node."""
+        joiners: list[int] = []
+        for node, peer in heard.items():
+            word = peer.heartbeat
+            if node in kept or word.inside or word.state is NodeState.STOP or not self._agrees(word):
+                continue
+            if word.view is not None and (plan is None or disjoint(word.view, plan.view)):
+                continue
+            if not self._hearing.hears_us(peer, now):
+                continue
+            others = [heard[other] for other in (*kept, *joiners) if other != self._settings.node]
+            if all(_hear_each_other(peer, other) for other in others):
+                joiners.append(node)
+        return tuple(joiners)
+
+    def _agrees(self, word: Heartbeat) -> bool:
+        """Whether a peer was configured as this node was; only then may they serve together."""
+        return (
+            word.config_digest == self._settings.config_digest
+            and word.secret_digest == self._settings.secret_digest
+            and len(word.powers) == len(self._settings.groups)
+        )
+
+    def _broken_links(self, own: Own, live: Mapping[int, Peer], now: float) -> dict[int, set[int]]:
+        """Return the pairs of live members of which one no longer hears the other, as their own fresh words say."""
+        me = self._settings.node
+        fresh = FRESH_INTERVALS * self._settings.interval
+        broken: dict[int, set[int]] = {}
+        speakers = [peer for peer in live.values() if now - peer.last_heard <= fresh]
+        for peer in speakers:
+            settled = now - self._member_since.get(Member(peer.node, peer.incarnation), now)
+            if settled < self._settings.detection:
+                continue
+            if not self._hearing.hears_us(peer, now):
+                broken.setdefault(me, set()).add(peer.node)
+            for other in speakers:
+                if other is not peer and not peer.hears(other.node, other.incarnation):
+                    broken.setdefault(peer.node, set()).add(other.node)
+        return broken
+
+    def _powers(
+        self, own: Own, heard: Mapping[int, Peer], members: frozenset[int], now: float
+    ) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """Return for each group the (node, power) pairs that may own buckets now."""
+        words: dict[int, tuple[NodeState, tuple[int, ...], int]] = {
+            self._settings.node: (own.state, own.powers, own.incarnation)
+        }
+        for node in members - {self._settings.node}:
+            word = heard[node].heartbeat
+            words[node] = (word.state, word.powers, word.incarnation)
+        able = [
+            (node, powers)
+            for node, (state, powers, incarnation) in sorted(words.items())
+            if state is NodeState.UP
+            and now - self._member_since.get(Member(node, incarnation), now) >= self._settings.detection
+        ]
+        return tuple(
+            tuple((node, powers[index]) for node, powers in able)
+            for index in range(len(self._settings.groups))
+        )
+
+    def _placements(
+        self, powers: tuple[tuple[tuple[int, int], ...], ...], previous: tuple[tuple[int, ...], ...]
+    ) -> tuple[tuple[int, ...], ...]:
+        empty = (NOBODY,) * BUCKETS
+        return tuple(
+            place(previous[index] if previous else empty, dict(powers[index]), mode)
+            for index, mode in enumerate(self._settings.modes)
+        )
+
+    def eligible_at(self, now: float) -> float | None:
+        """Return when the next member will have been one for a detection time; ``None`` if all have."""
+        times = [since + self._settings.detection for since in self._member_since.values()]
+        return min((at for at in times if at > now), default=None)
+
+    # -- alone -----------------------------------------------------------------------------
+
+    def _watch_silence(self, heard: Mapping[int, Peer], now: float) -> None:
+        """Probe reachability in time when all peers fall silent, and again while deaf."""
+        if heard and self.deaf:
+            self.deaf = False
+            self.reports.append(Report("node.hears_again", {"peers": sorted(heard)}))
+        if len(self._settings.nodes) < 3 or self._settings.partition is not Partition.SERVE:
+            return
+        quiet = SILENCE_BEFORE_PROBE * self._settings.interval
+        if any(now - peer.last_heard < quiet for peer in heard.values()):
+            self._probed_at = None
+            return
+        if not heard and self.plan is not None and len(self.plan.view.members) == 1:
+            return
+        if self._probed_at is None or (self.deaf and now - self._probed_at >= PROBE_AGAIN_S):
+            self._probed_at = now
+            self._reachable = None
+            self.probe_wanted = True
+
+    def _alone(self, heard: Mapping[int, Peer], now: float) -> bool:
+        """Whether a node that hears nobody may take itself for the only one left.
+
+        With three nodes or more, peers whose hosts all answer ARP while none is heard are more
+        likely alive than dead: then it is this node that is deaf. A host that refuses our
+        datagrams has no node process and serves nothing.
+        """
+        if len(self._settings.nodes) < 3 or self._settings.partition is not Partition.SERVE:
+            return True
+        if self._probed_at is None:
+            return False
+        if self._reachable is None:
+            return not self.deaf and now - self._probed_at >= PROBE_WAIT_S
+        answering = {
+            node for node in self._reachable if now - self._refused.get(node, -REFUSED_S) >= REFUSED_S
+        }
+        peers = set(self._settings.nodes) - {self._settings.node}
+        if answering < peers:
+            self.deaf = False
+            return True
+        if not self.deaf:
+            self.deaf = True
+            self.reports.append(Report("node.deaf", {"peers": sorted(peers)}, warning=True))
+        return False
+
+    # -- changes ---------------------------------------------------------------------------
+
+    def _propose(
+        self,
+        own: Own,
+        heard: Mapping[int, Peer],
+        members: frozenset[int],
+        previous: tuple[tuple[int, ...], ...],
+        now: float,
+        joiners: tuple[int, ...] = (),
+    ) -> None:
+        """Propose a view and its plan under a new epoch, above every one heard of, and follow it."""
+        me = self._settings.node
+        ids = members | {me}
+        tuples = tuple(
+            Member(node, own.incarnation if node == me else heard[node].incarnation) for node in sorted(ids)
+        )
+        for member in tuples:
+            if member.node in joiners:
+                self._member_since.pop(member, None)
+        if self.plan is None:
+            self._member_since.clear()
+        powers = self._powers(own, heard, ids, now)
+        epoch = Epoch(self.known_epoch.counter + 1, me)
+        self._enter(Plan(View(epoch, tuples), self._placements(powers, previous)), now)
+
+    def _enter(self, plan: Plan, now: float) -> None:
+        if self.plan is None:
+            self.inside_since = now
+        self.plan = plan
+        self.deferral = None
+        self.deaf = False
+        self.known_epoch = max(self.known_epoch, plan.view.epoch)
+        owners = {owner for placement in plan.placements for owner in placement}
+        # Who owns buckets has been a member for long, whatever this node has seen of it itself.
+        unseen = now - self._settings.detection
+        self._member_since = {
+            member: self._member_since.get(member, unseen if member.node in owners else now)
+            for member in plan.view.members
+        }
+        self.reports.append(
+            Report(
+                "view.entered",
+                {
+                    "epoch": list(plan.view.epoch),
+                    "members": [member.node for member in plan.view.members],
+                    "buckets": {
+                        name: {node: placement.count(node) for node in sorted(set(placement))}
+                        for name, placement in zip(self._settings.groups, plan.placements, strict=True)
+                    },
+                },
+            )
+        )
+
+    def leave(self, now: float, reason: str, by: int) -> None:
+        """Be outside: everything held is to be released. Only a view later than all known can bring it back."""
+        if self.plan is None:
+            return
+        epoch = self.plan.view.epoch
+        self.plan = None
+        self.outside_since = now
+        self.left_epoch = self.known_epoch
+        self._member_since.clear()
+        self.reports.append(Report("view.left", {"epoch": list(epoch), "reason": reason, "by": by}))
+
+
+def _has_left(peer: Peer, plan: Plan) -> bool:
+    """Whether a member has announced itself outside at this plan's epoch or later."""
+    word = peer.heartbeat
+    return not word.inside and word.known_epoch >= plan.view.epoch
+
+
+def _hear_each_other(one: Peer, other: Peer) -> bool:
+    return one.hears(other.node, other.incarnation) and other.hears(one.node, one.incarnation)
+
+
+def _lowest(states: Mapping[int, NodeState]) -> int:
+    """Return the lowest node that is ``UP``; if none is, the lowest that is not ``STOP``; else the lowest."""
+    for wanted in (
+        {NodeState.UP},
+        {NodeState.STARTING, NodeState.WAIT, NodeState.UP, NodeState.DRAINING},
+        set(NodeState),
+    ):
+        able = [node for node, state in states.items() if state in wanted]
+        if able:
+            return min(able)
+    raise ValueError("no nodes")

@@ -1,0 +1,56 @@
+"""What a node's state machine is told at its start."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nlbfarm.core.policy import Mode
+
+__all__ = ["Partition", "Settings"]
+
+
+class Partition(enum.StrEnum):
+    """What a node does that is cut off from the others."""
+
+    SERVE = "serve"
+    MAJORITY = "majority"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One node's share of the configuration; times in seconds.
+
+    Args:
+        node: This node's id, 1..255.
+        nodes: Every configured node: id to name.
+        groups: Names of the groups, in the order of the policy.
+        modes: Their modes, in the same order.
+        powers: This node's power in each group, 0..65535, in the same order. In a failover group
+            the live node with the highest power (then the lowest id) takes all.
+        config_digest, secret_digest: 8 bytes each; nodes serve together only if both agree.
+        interval: Time between heartbeats.
+        lost_after: Silent intervals after which a peer is lost.
+        lease: Longest time the filter may accept without renewal.
+        takeover_grace: How long buckets of a silent node stay ``ADOPT``.
+        partition: What to do when cut off.
+    """
+
+    node: int
+    nodes: Mapping[int, str]
+    groups: tuple[str, ...]
+    modes: tuple[Mode, ...]
+    powers: tuple[int, ...]
+    config_digest: bytes = bytes(8)
+    secret_digest: bytes = bytes(8)
+    interval: float = 0.1
+    lost_after: int = 5
+    lease: float = 0.3
+    takeover_grace: float = 2.0
+    partition: Partition = Partition.SERVE
+
+    @property
+    def detection(self) -> float:
+        """Seconds of silence after which a peer is lost."""
+        return self.interval * self.lost_after

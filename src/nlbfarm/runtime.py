@@ -1,0 +1,455 @@
+"""The asyncio shell around one node: events in, commands out.
+
+``Runtime`` is built from finished parts, so that a vendor can put its own in; ``run_node`` in
+``nlbfarm.assembly`` builds them from a configuration. Order on the way up: filter (closed), what a
+killed process left, addresses, heartbeats; on the way down the reverse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from nlbfarm.core.buckets import BucketStates
+from nlbfarm.core.commands import (
+    ApplyFilter,
+    Command,
+    ProbeReachability,
+    Report,
+    SaveIncarnation,
+    Send,
+    SetLease,
+    Stopped,
+)
+from nlbfarm.core.events import (
+    Event,
+    FilterApplied,
+    FilterDamaged,
+    FilterRepaired,
+    MessageArrived,
+    PeerRefused,
+    Reachability,
+    ResourceChanged,
+    StopRequested,
+    TimerFired,
+)
+from nlbfarm.core.health import Health
+from nlbfarm.core.node import Node
+from nlbfarm.core.policy import FilterPolicy, IPAddress
+from nlbfarm.core.settings import Settings
+from nlbfarm.core.wire import Codec
+from nlbfarm.errors import HostError, NlbfarmError, PeerError
+from nlbfarm.incarnation import next_incarnation, save_incarnation
+from nlbfarm.interfaces import (
+    Checker,
+    CheckResult,
+    Clock,
+    FilterBackend,
+    Heartbeat,
+    Received,
+    VIPManager,
+)
+
+__all__ = ["Check", "Parts", "Runtime", "SystemClock"]
+
+VIPS = "virtual-ip"
+"""Name of the resource that stands for the VIPs."""
+
+FILTER = "filter"
+"""Name of the resource that stands for the packet filter, once it has failed to be repaired."""
+
+LOOK_S = 1.0
+"""How often the node looks whether its VIPs are still there."""
+
+REPAIR_S = 0.5
+"""Pause between two attempts to repair a damaged filter, or to take a VIP that a stranger uses."""
+
+LONGEST_LEASE_S = 1.0
+"""What every backend must be able to promise."""
+
+
+class SystemClock(Clock):
+    """The clocks of the host."""
+
+    def monotonic(self) -> float:
+        """Return ``CLOCK_MONOTONIC``, the clock of the event loop."""
+        return time.monotonic()
+
+    def wall(self) -> float:
+        """Return seconds since 1970."""
+        return time.time()
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A checker and how its results count.
+
+    Args:
+        name, kind: Its name, and its type for ``status``.
+        checker: What looks.
+        interval, timeout: Seconds.
+        rise, fall: Results in a row to change one's mind.
+    """
+
+    name: str
+    kind: str
+    checker: Checker
+    interval: float
+    timeout: float
+    rise: int
+    fall: int
+
+
+@dataclass(slots=True)
+class CheckState:
+    """What is known of a checked resource."""
+
+    ok: bool | None = None
+    detail: str = "not looked at yet"
+    since: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a runtime is built from; it closes all of them.
+
+    Args:
+        settings, policy, codec: What the core, the filter and the wire are told.
+        backend, vips, heartbeat: The implementations.
+        peers: Addresses of the peers, by id, one for each heartbeat network.
+        incarnation_file: Where the incarnation is kept.
+        checks: The checkers.
+        backend_detail: Why this backend was chosen.
+        on_turn: Called on every healthy turn (a watchdog).
+    """
+
+    settings: Settings
+    policy: FilterPolicy
+    codec: Codec
+    backend: FilterBackend
+    vips: VIPManager
+    heartbeat: Heartbeat
+    peers: Mapping[int, Sequence[IPAddress]]
+    incarnation_file: Path
+    checks: Sequence[Check] = ()
+    backend_detail: str = ""
+    clock: Clock = field(default_factory=SystemClock)
+    on_turn: Callable[[], None] = lambda: None
+
+
+class Runtime:
+    """One running node.
+
+    ``open`` brings it up, ``stop`` asks it to leave, ``wait`` returns when it has, ``close`` puts the host
+    back whatever happened.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.node: Node | None = None
+        self.started_at = parts.clock.monotonic()
+        self.checks: dict[str, CheckState] = {check.name: CheckState() for check in parts.checks}
+        self.rejected: dict[str, int] = {}
+        self.warnings: dict[str, str] = {}
+        self.present: Mapping[IPAddress, bool] = {}
+        self._log = structlog.get_logger("nlbfarm.node")
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._done: asyncio.Future[None] = self._loop.create_future()
+        self._filter = asyncio.Lock()
+        self._states: Mapping[str, BucketStates] = {}
+        self._damaged = False
+        self._shut = asyncio.Event()
+        """Set while the VIPs are down for a repair."""
+        self._vips_up = False
+        self._closed = False
+
+    # -- life ------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Bring the node up: the filter closed, the VIPs, the heartbeats, the checkers.
+
+        Raises:
+            NlbfarmError: Something is missing; call ``close`` to put the host back.
+        """
+        parts, clock = self.parts, self.parts.clock
+        incarnation = next_incarnation(parts.incarnation_file, clock.wall())
+        # First what a killed process left: with its filter still in place, nothing gets through.
+        for line in await parts.vips.open():
+            self._log.info("host.restored", what=line)
+        await parts.backend.open(parts.policy, self._on_damage)
+        self._log.info("filter.opened", backend=parts.backend.name, detail=parts.backend_detail)
+        resources = [VIPS, *(f"checker {check.name}" for check in parts.checks)]
+        self.node = Node(parts.settings, incarnation, clock.monotonic(), resources)
+        self._log.info("node.started", node=parts.settings.node, incarnation=incarnation)
+        await parts.heartbeat.open(self._on_datagram, lambda peer: self.handle(PeerRefused(peer)))
+        for note in parts.heartbeat.stats().notes:
+            self._log.info("heartbeat.note", note=note)
+        self._arm()
+        self._spawn(self._keep_vips())
+        for check in parts.checks:
+            self._spawn(self._watch(check))
+
+    def stop(self) -> None:
+        """Ask the node to leave in good order; ``wait`` returns when it has."""
+        if self.node is None:
+            self._finish()
+        else:
+            self.handle(StopRequested())
+
+    async def wait(self) -> None:
+        """Return when the node has left.
+
+        Raises:
+            Exception: What ended it, if it was not asked to stop.
+        """
+        await self._done
+
+    async def close(self) -> None:
+        """Put the host back: VIPs, then filter. Tries everything before it raises the first error."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        errors: list[Exception] = []
+        closers: list[Callable[[], Awaitable[None]]] = [check.checker.close for check in self.parts.checks]
+        closers += [self.parts.heartbeat.close, self.parts.vips.close, self.parts.backend.close]
+        for closer in closers:
+            try:
+                await closer()
+            except Exception as error:  # every part gets its turn; the first error is raised below
+                errors.append(error)
+                self._log.error("node.close_failed", error=str(error))
+        if errors:
+            raise errors[0]
+
+    def _finish(self, error: BaseException | None = None) -> None:
+        if self._done.done():
+            return
+        if error is None:
+            self._done.set_result(None)
+        else:
+            self._done.set_exception(error)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(self._guard(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guard(self, work: Awaitable[None]) -> None:
+        """Run a task; an error that nobody expected ends the node rather than leave it half alive."""
+        try:
+            await work
+        except Exception as error:
+            self._finish(error)
+
+    # -- the loop --------------------------------------------------------------------------
+
+    def handle(self, event: Event) -> None:
+        """Feed the core and do what it says."""
+        if self.node is None or self._done.done():
+            return
+        try:
+            for command in self.node.handle(event, self.parts.clock.monotonic()):
+                self._do(command)
+        except Exception as error:
+            # Fail closed: without renewal the lease runs out.
+            self._log.exception("node.failed", event_kind=type(event).__name__)
+            self._finish(error)
+            return
+        self._arm()
+
+    def _arm(self) -> None:
+        assert self.node is not None
+        due = self.node.timer()
+        if self._timer is not None:
+            if self._timer.when() == due and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self.parts.heartbeat.poll()
+        self._timer = None
+        self.handle(TimerFired())
+        if not self._done.done():
+            self.parts.on_turn()
+
+    def _on_datagram(self, received: Received) -> None:
+        try:
+            message = self.parts.codec.decode(received.data)
+        except PeerError as error:
+            if error.kind not in self.rejected:
+                self._log.warning(
+                    "heartbeat.rejected", kind=error.kind, source=received.source, error=str(error)
+                )
+            self.rejected[error.kind] = self.rejected.get(error.kind, 0) + 1
+            self.warnings["heartbeats"] = (
+                f"datagrams were refused, the newest from {received.source}: {error}"
+            )
+            return
+        now = self.parts.clock.monotonic()
+        self.handle(MessageArrived(message, received.network, min(received.at, now)))
+
+    def _do(self, command: Command) -> None:
+        match command:
+            case Send():
+                self.parts.heartbeat.send(self.parts.codec.encode(command.message), command.nodes)
+            case SetLease():
+                seconds = min(command.until - self.parts.clock.monotonic(), LONGEST_LEASE_S)
+                if not self.parts.backend.lease(seconds) and seconds > 0 and not self._damaged:
+                    self._on_damage("the filter did not take the lease")
+            case ApplyFilter():
+                self._spawn(self._apply(command))
+            case ProbeReachability():
+                self._spawn(self._probe())
+            case SaveIncarnation():
+                save_incarnation(self.parts.incarnation_file, command.incarnation)
+            case Report():
+                log = self._log.warning if command.warning else self._log.info
+                log(command.event, **command.fields)
+            case Stopped():
+                self._finish()
+
+    # -- the filter ------------------------------------------------------------------------
+
+    async def _apply(self, command: ApplyFilter) -> None:
+        self._states = command.states
+        if self._damaged:
+            # With the VIPs down nothing is accepted, so a release is true at once; the repair applies these.
+            await self._shut.wait()
+        else:
+            async with self._filter:
+                try:
+                    await self.parts.backend.apply(command.states)
+                except HostError as error:
+                    self._on_damage(str(error))
+                    await self._shut.wait()
+        self.handle(FilterApplied(command.serial))
+
+    def _on_damage(self, reason: str) -> None:
+        if self._damaged or self._closed:
+            return
+        self._damaged = True
+        self._log.warning("filter.damaged", reason=reason)
+        self.handle(FilterDamaged(reason))
+        self._spawn(self._repair())
+
+    async def _repair(self) -> None:
+        """Take the VIPs away, put the filter back, bring the VIPs back; without a lease all the while."""
+        vips, backend = self.parts.vips, self.parts.backend
+        were_up = self._vips_up
+        await vips.down()
+        self._vips_up = False
+        self._shut.set()
+        failed = False
+        while True:
+            states = self._states
+            try:
+                async with self._filter:
+                    await backend.repair()
+                    await backend.apply(states)
+                if were_up:
+                    await vips.up()
+                    self._vips_up = True
+            except HostError as error:
+                failed = True
+                self._log.warning("filter.repair_failed", error=str(error))
+                self.handle(ResourceChanged(FILTER, False, f"the packet filter cannot be repaired: {error}"))
+                await asyncio.sleep(REPAIR_S)
+                continue
+            if states is self._states:
+                break
+        self._damaged = False
+        self._shut.clear()
+        self._log.info("filter.repaired")
+        self.handle(FilterRepaired())
+        if failed:
+            self.handle(ResourceChanged(FILTER, True))
+
+    # -- the VIPs --------------------------------------------------------------------------
+
+    async def _keep_vips(self) -> None:
+        """Bring the VIPs up unless a stranger has one, and keep them there."""
+        vips = self.parts.vips
+        while not await self._take_vips():
+            await asyncio.sleep(REPAIR_S)
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self.present = vips.present()
+            if self._damaged or all(self.present.values()):
+                continue
+            gone = sorted(str(address) for address, there in self.present.items() if not there)
+            self._log.warning("vip.vanished", addresses=gone)
+            try:
+                await vips.up()
+            except HostError as error:
+                self.handle(ResourceChanged(VIPS, False, str(error)))
+            else:
+                self.handle(ResourceChanged(VIPS, True))
+
+    async def _take_vips(self) -> bool:
+        try:
+            strangers = await self.parts.vips.claimed()
+            if strangers:
+                who = ", ".join(f"{address} is in use by {mac}" for address, mac in strangers.items())
+                self.handle(ResourceChanged(VIPS, False, f"{who}, which is not a node of this farm"))
+                return False
+            if not self._damaged:
+                await self.parts.vips.up()
+                self._vips_up = True
+        except HostError as error:
+            self.handle(ResourceChanged(VIPS, False, str(error)))
+            return False
+        self.present = self.parts.vips.present()
+        self.handle(ResourceChanged(VIPS, True))
+        return True
+
+    async def _probe(self) -> None:
+        peers = self.parts.peers
+        try:
+            answered = await self.parts.vips.reachable({a for known in peers.values() for a in known})
+        except HostError as error:
+            self._log.warning("vip.probe_failed", error=str(error))
+            answered = frozenset()
+        nodes = frozenset(node for node, known in peers.items() if answered.intersection(known))
+        self.handle(Reachability(nodes))
+
+    # -- checkers --------------------------------------------------------------------------
+
+    async def _watch(self, check: Check) -> None:
+        """Look at one resource for ever."""
+        health = Health(check.rise, check.fall)
+        state = self.checks[check.name]
+        while True:
+            begun = self._loop.time()
+            try:
+                async with asyncio.timeout(check.timeout):
+                    result = await check.checker.check()
+            except TimeoutError:
+                result = CheckResult(False, f"no answer within {check.timeout:g} s")
+            except NlbfarmError as error:
+                result = CheckResult(False, str(error))
+            except Exception as error:  # a plug-in's fault must not end the node: it is a failed check
+                self._log.exception("checker.failed", checker=check.name)
+                result = CheckResult(False, f"the checker itself failed: {error!r}")
+            state.detail = result.detail
+            changed = health.observe(result.ok)
+            if changed is not None:
+                state.ok, state.since = changed, self._loop.time()
+                log = self._log.info if changed else self._log.warning
+                log("checker.changed", checker=check.name, ok=changed, detail=result.detail)
+                self.handle(
+                    ResourceChanged(f"checker {check.name}", changed, f"{check.name}: {result.detail}")
+                )
+            await asyncio.sleep(max(0.0, check.interval - (self._loop.time() - begun)))

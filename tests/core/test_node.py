@@ -1,0 +1,321 @@
+"""The state machine of a node: events in, commands out."""
+
+from __future__ import annotations
+
+import pytest
+
+from nlbfarm.core.buckets import ALL
+from nlbfarm.core.commands import (
+    ApplyFilter,
+    Command,
+    ProbeReachability,
+    Report,
+    SaveIncarnation,
+    Send,
+    SetLease,
+    Stopped,
+)
+from nlbfarm.core.events import (
+    Event,
+    FilterApplied,
+    FilterDamaged,
+    FilterRepaired,
+    MessageArrived,
+    PeerRefused,
+    Reachability,
+    ResourceChanged,
+    StopRequested,
+    TimerFired,
+)
+from nlbfarm.core.node import Node
+from nlbfarm.core.settings import Settings
+from nlbfarm.core.wire import Epoch, Heartbeat, NodeState
+from tests.core.words import plan, settings, word
+
+PAIR = {1: "web1", 2: "web2"}
+
+
+class Play:
+    """Drives one node by hand."""
+
+    def __init__(self, configured: Settings, incarnation: int = 100, at: float = 1000.0) -> None:
+        self.now = at
+        self.node = Node(configured, incarnation, at)
+        self.commands: list[Command] = []
+
+    def feed(self, event: Event) -> list[Command]:
+        done = self.node.handle(event, self.now)
+        self.commands += done
+        return done
+
+    def run(self, seconds: float, *, apply: bool = True) -> list[Command]:
+        """Let time pass; the filter does at once what it is asked."""
+        end = self.now + seconds
+        first = len(self.commands)
+        while self.node.timer() <= end:
+            self.now = max(self.now, self.node.timer())
+            self._settle(self.feed(TimerFired()), apply)
+        self.now = end
+        return self.commands[first:]
+
+    def hear(self, heartbeat: Heartbeat) -> list[Command]:
+        done = self.feed(MessageArrived(heartbeat, 0, self.now))
+        self._settle(done, True)
+        return done
+
+    def _settle(self, commands: list[Command], apply: bool) -> None:
+        for command in commands:
+            if isinstance(command, ApplyFilter) and apply:
+                self._settle(self.feed(FilterApplied(command.serial)), apply)
+
+
+def of(kind: type, commands: list[Command]) -> list[Command]:
+    return [command for command in commands if isinstance(command, kind)]
+
+
+def beats(commands: list[Command]) -> list[Heartbeat]:
+    return [c.message for c in commands if isinstance(c, Send) and isinstance(c.message, Heartbeat)]
+
+
+def alone() -> Play:
+    """Return a node of a pair that serves everything by itself."""
+    play = Play(settings(nodes=PAIR))
+    play.run(2.0)
+    assert play.node.holding == (ALL,)
+    return play
+
+
+def test_a_node_first_listens_then_forms_a_view_then_waits_then_serves() -> None:
+    play = Play(settings(nodes=PAIR))
+    done = play.run(0.49)
+    assert [beat.sequence for beat in beats(done)] == [1, 2, 3, 4, 5]
+    assert not of(SetLease, done)
+    assert not any(beat.inside for beat in beats(done))
+    done = play.run(0.49)
+    assert play.node.membership.plan is not None
+    assert not of(ApplyFilter, done)
+    done = play.run(0.1)
+    assert [c.states["web"].own for c in of(ApplyFilter, done)] == [ALL]  # type: ignore[attr-defined]
+    assert play.node.lease_until > play.now
+
+
+def test_a_bucket_is_announced_before_the_filter_is_asked_to_accept_it() -> None:
+    play = Play(settings(nodes=PAIR))
+    done = play.run(1.1, apply=False)
+    asked = next(i for i, c in enumerate(done) if isinstance(c, ApplyFilter))
+    told = next(
+        i
+        for i, c in enumerate(done)
+        if isinstance(c, Send) and isinstance(c.message, Heartbeat) and c.message.holding == (ALL,)
+    )
+    assert told < asked
+
+
+def test_a_bucket_stays_announced_until_the_filter_has_let_go_of_it() -> None:
+    play = alone()
+    theirs = plan(9, {1: 100, 2: 1}, owner=2)
+    done = play.feed(MessageArrived(word(2, follows=theirs), 0, play.now))
+    change = of(ApplyFilter, done)[0]
+    assert isinstance(change, ApplyFilter)
+    assert change.states["web"].own == 0
+    assert beats(done)[-1].holding == (ALL,)
+    assert beats(play.feed(FilterApplied(change.serial)))[-1].holding == (0,)
+
+
+def test_an_answer_of_the_filter_that_nobody_asked_for_changes_nothing() -> None:
+    play = alone()
+    before = play.node.applied
+    with pytest.raises(ValueError, match="no filter change 99"):
+        play.feed(FilterApplied(99))
+    assert play.node.applied == before
+
+
+def test_the_lease_is_renewed_every_interval_for_the_configured_time() -> None:
+    play = alone()
+    renewals = [c.until - 0.3 for c in of(SetLease, play.run(1.0))]  # type: ignore[attr-defined]
+    assert len(renewals) == 10
+
+
+def test_after_a_late_turn_the_lease_is_over_and_buckets_are_taken_anew() -> None:
+    play = alone()
+    play.now += 2.0
+    first = play.feed(TimerFired())
+    assert [c for c in of(Report, first) if c.event == "node.late"]  # type: ignore[attr-defined]
+    assert not of(SetLease, first)
+    assert [c.states["web"].own for c in of(ApplyFilter, first)] == [0]  # type: ignore[attr-defined]
+    play._settle(first, True)
+    assert play.node.lease_until <= play.now
+    play.run(0.4)
+    assert play.node.lease_until <= play.now
+    play.run(0.3)
+    assert play.node.lease_until > play.now
+    assert play.node.holding == (ALL,)
+
+
+def test_what_was_queued_during_a_freeze_is_read_before_anything_is_decided() -> None:
+    play = alone()
+    play.now += 2.0
+    theirs = plan(9, {2: 1, 3: 1}, owner=2)
+    assert play.feed(MessageArrived(word(2, 1, follows=theirs, holding=ALL), 0, play.now - 1.0)) == []
+    assert play.node.membership.plan is not None
+    play.run(0.001)
+    assert play.node.membership.plan is None
+    assert play.node.holding == (0,)
+
+
+def test_a_node_does_not_serve_against_a_peer_that_it_hears_but_that_does_not_hear_it() -> None:
+    play = alone()
+    theirs = plan(9, {2: 1}, owner=2)
+    for sequence in range(1, 10):
+        play.hear(word(2, sequence, follows=theirs, holding=ALL))
+        play.run(0.1)
+    assert play.node.lease_until <= play.now
+
+
+def test_an_overdue_acknowledgement_asks_for_an_answer_and_is_answered_to_the_asker_only() -> None:
+    play = alone()
+    play.hear(word(2, 1))
+    done = play.run(0.1)
+    assert not any(beat.answer_now for beat in beats(done))
+    play.hear(word(2, 2))
+    done = play.run(0.2)
+    assert beats(done)[-1].answer_now
+    done = play.hear(word(2, 3, answer_now=True))
+    answers = [c for c in of(Send, done) if c.nodes == (2,)]  # type: ignore[attr-defined]
+    assert len(answers) == 1
+    assert not answers[0].message.answer_now  # type: ignore[attr-defined]
+
+
+def test_words_of_strangers_and_of_its_own_id_are_ignored() -> None:
+    play = alone()
+    before = (play.node.membership.known_epoch, dict(play.node.hearing.peers))
+    play.hear(word(77, known=Epoch(1000, 77)))
+    play.hear(word(1, known=Epoch(1000, 1)))
+    assert (play.node.membership.known_epoch, dict(play.node.hearing.peers)) == before
+
+
+def test_a_replay_from_an_earlier_life_changes_nothing_and_is_reported() -> None:
+    play = alone()
+    play.hear(word(2, 1, incarnation=50))
+    before = play.node.membership.known_epoch
+    done = play.hear(word(2, 900, incarnation=49, known=Epoch(999, 2)))
+    assert [c.event for c in of(Report, done)] == ["peer.old_life"]  # type: ignore[attr-defined]
+    assert play.node.membership.known_epoch == before
+
+
+def test_a_node_that_is_remembered_with_a_higher_incarnation_jumps_above_it() -> None:
+    play = alone()
+    done = play.hear(word(2, hears={1: (555, 3)}))
+    assert [c.incarnation for c in of(SaveIncarnation, done)] == [556]  # type: ignore[attr-defined]
+    assert play.node.incarnation == 556
+    assert play.node.membership.plan is None
+    assert play.node.holding == (0,)
+
+
+def test_two_nodes_with_one_id_stop_chasing_each_other_and_say_so() -> None:
+    play = alone()
+    for jump in range(3):
+        play.hear(word(2, jump + 1, hears={1: (play.node.incarnation + 1, 3)}))
+    assert play.node.state is NodeState.WAIT
+    assert "id 1" in play.node.reason
+
+
+def test_a_resource_that_is_missing_makes_the_node_wait_with_the_reason() -> None:
+    play = Play(settings(nodes=PAIR))
+    play.node.resources["page"] = None
+    assert (play.node.state, play.node.reason) == (NodeState.STARTING, "waiting for page")
+    play.feed(ResourceChanged("page", ok=False, reason="page: HTTP 503"))
+    assert (play.node.state, play.node.reason) == (NodeState.WAIT, "page: HTTP 503")
+    play.run(2.0)
+    assert play.node.holding == (0,)
+    play.feed(ResourceChanged("page", ok=True))
+    assert play.node.state is NodeState.UP
+    play.run(0.1)
+    assert play.node.holding == (ALL,)
+
+
+def test_a_damaged_filter_ends_the_lease_at_once_and_a_repaired_one_serves_again() -> None:
+    play = alone()
+    done = play.feed(FilterDamaged("somebody flushed it"))
+    assert [c.until for c in of(SetLease, done)] == [play.now]  # type: ignore[attr-defined]
+    assert not of(SetLease, play.run(0.5))
+    play._settle(play.feed(FilterRepaired()), True)
+    play.run(0.2)
+    assert play.node.holding == (ALL,)
+    assert play.node.lease_until > play.now
+
+
+def test_a_node_that_leaves_lets_go_says_so_three_times_and_is_done() -> None:
+    play = alone()
+    play._settle(play.feed(StopRequested()), True)
+    done = play.run(1.0)
+    farewells = [beat for beat in beats(play.commands) if beat.state is NodeState.STOP]
+    assert len(farewells) >= 3
+    assert not any(beat.inside or any(beat.holding) for beat in farewells)
+    assert isinstance(done[-1], Stopped)
+    assert play.feed(TimerFired()) == []
+
+
+def test_a_stopping_node_waits_for_the_plan_that_takes_its_buckets() -> None:
+    play = alone()
+    both = plan(9, {1: 100, 2: 1}, owner=1, leader=2)
+    play.hear(word(2, 1, follows=both, hears={1: (100, play.node.sequence)}))
+    play.run(0.1)
+    play.hear(word(2, 2, follows=both, hears={1: (100, play.node.sequence)}))
+    play._settle(play.feed(StopRequested()), True)
+    assert play.node.holding == (ALL,)
+    after = plan(10, {1: 100, 2: 1}, owner=2, leader=2)
+    play.hear(word(2, 3, follows=after, hears={1: (100, play.node.sequence)}))
+    assert play.node.holding == (0,)
+
+
+def test_of_three_a_node_that_hears_nobody_while_all_answer_arp_waits_and_says_so() -> None:
+    play = Play(settings())
+    assert of(ProbeReachability, play.feed(TimerFired()))
+    play.feed(Reachability(frozenset({2, 3})))
+    play.run(3.0)
+    assert play.node.holding == (0,)
+    assert play.node.state is NodeState.WAIT
+    assert "firewall" in play.node.reason
+    play.hear(word(2, 1))
+    assert play.node.state is NodeState.UP
+
+
+@pytest.mark.parametrize("answering", [frozenset(), frozenset({2})])
+def test_of_three_a_node_whose_peers_do_not_all_answer_arp_serves(answering: frozenset[int]) -> None:
+    play = Play(settings())
+    play.feed(TimerFired())
+    play.feed(Reachability(answering))
+    play.run(2.0)
+    assert play.node.holding == (ALL,)
+
+
+def test_hosts_that_refuse_our_heartbeats_run_no_node() -> None:
+    play = Play(settings())
+    play.feed(TimerFired())
+    play.feed(Reachability(frozenset({2, 3})))
+    play.feed(PeerRefused(3))
+    play.run(2.0)
+    assert play.node.holding == (ALL,)
+
+
+def test_a_peer_configured_otherwise_is_not_taken_in() -> None:
+    play = alone()
+    for sequence in range(1, 20):
+        heard = {1: (play.node.incarnation, play.node.sequence)}
+        defers = play.node.membership.plan.view if play.node.membership.plan else None
+        play.hear(
+            word(
+                2,
+                sequence,
+                defers=defers,
+                hears=heard,
+                known=play.node.membership.known_epoch,
+                config_digest=b"other.." + b"!",
+            )
+        )
+        play.run(0.1)
+    assert play.node.membership.plan is not None
+    assert [member.node for member in play.node.membership.plan.view.members] == [1]
+    assert play.node.holding == (ALL,)
+    assert play.node.lease_until > play.now

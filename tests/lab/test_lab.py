@@ -1,0 +1,206 @@
+"""The lab itself. A filter written by hand stands in for the farm's process: the right answers are known."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nlbfarm.core.buckets import BUCKETS
+from nlbfarm.lab import Lab, LabError, Probing, hoststate, topology
+from nlbfarm.lab.servers import SERVERS, choose
+from nlbfarm.lab.world import inhabitants
+
+pytestmark = pytest.mark.netns
+
+SEED = 0x1234
+RULE = f"jhash ip saddr . tcp sport mod 256 seed {SEED}"
+GROUP_MAC = "01:00:5e:7f:02:64"
+
+
+def serve_by_hand(lab: Lab, node: str, buckets: str) -> None:
+    """Bring the VIP up on a node with a filter that accepts ``buckets`` (an nft set)."""
+    vip = topology.VIP
+    ruleset = f"""
+table inet hand {{
+  chain raw {{ type filter hook prerouting priority raw
+    iifname eth0 ip daddr {vip} tcp dport 80 jump dispatch
+  }}
+  chain dispatch {{
+    meta mark set {RULE}
+    meta mark != {buckets} drop
+    meta mark set 0 meta pkttype set host
+  }}
+}}
+table arp hand {{
+  chain out {{ type filter hook output priority 0
+    arp saddr ip {vip} arp saddr ether set {GROUP_MAC}
+  }}
+}}
+"""
+    lab.world.run(["nft", "-f", "-"], ns=node, stdin=ruleset)
+    lab.exec(node, ["sysctl", "-qw", "net.ipv4.conf.eth0.arp_announce=2"])
+    lab.exec(node, ["ip", "maddress", "add", GROUP_MAC, "dev", "eth0"])
+    lab.exec(node, ["ip", "address", "add", f"{vip}/32", "dev", "eth0"])
+
+
+@pytest.fixture(scope="module")
+def by_hand() -> Iterator[Lab]:
+    with Lab(nodes=2, server="builtin") as lab:
+        serve_by_hand(lab, "web1", "0-127")
+        serve_by_hand(lab, "web2", "128-255")
+        yield lab
+
+
+def test_every_bucket_is_asked_and_its_node_answers(by_hand: Lab) -> None:
+    with Probing(by_hand, rate=800, held=16, seed=SEED) as probing:
+        since = probing.seen
+        probing.wait_until(since + 1.5)
+    served = probing.served(since)
+    assert [set(counter) for counter in served] == [{"web1"}] * 128 + [{"web2"}] * 128
+    assert probing.failed(since, probing.seen - 1.1) == 0
+    assert not probing.doubles()
+    assert len(probing.requests(since, since + 1, held=True)) >= 100
+    assert by_hand.neighbour() == GROUP_MAC
+
+
+def test_a_crash_is_seen_bucket_by_bucket_and_a_boot_ends_it(by_hand: Lab) -> None:
+    with Probing(by_hand, rate=500, held=8, seed=SEED) as probing:
+        at = by_hand.crash("web2")
+        probing.wait_until(at + 1)
+        assert sorted(
+            b for b, outage in probing.outages(range(BUCKETS), at).items() if outage == float("inf")
+        ) == list(range(128, 256))
+        errors = {request.error for request in probing.requests(at + 0.1) if request.answered is None}
+        assert errors <= {"no SYN-ACK", "no answer"}
+        by_hand.boot("web2")
+        assert by_hand.changes("web2") == []
+        serve_by_hand(by_hand, "web2", "128-255")
+        back = time.monotonic()
+        probing.wait_until(back + 1)
+        assert max(probing.outages(range(BUCKETS), back).values()) < 1
+
+
+def test_two_answers_to_one_syn_are_counted(by_hand: Lab) -> None:
+    by_hand.world.run(
+        ["nft", "-f", "-"],
+        ns="web1",
+        stdin=f"insert rule inet hand dispatch {RULE} 200 meta pkttype set host accept\n",
+    )
+    with Probing(by_hand, rate=800, held=0, seed=SEED) as probing:
+        probing.wait_until(probing.seen + 1)
+    doubles = probing.doubles()
+    assert {double.bucket for double in doubles} == {200}
+    assert {mac for double in doubles for mac in (double.first, double.second)} == {
+        topology.mac(1, 0),
+        topology.mac(2, 0),
+    }
+
+
+def test_the_difference_of_a_host_names_what_changed() -> None:
+    with Lab(nodes=1, server="builtin") as lab:
+        assert lab.changes("web1") == []
+        serve_by_hand(lab, "web1", "0-255")
+        changed = lab.changes("web1")
+        for part in (
+            "addresses: eth0 192.0.2.100/32",
+            f"multicast: eth0 {GROUP_MAC}",
+            "table inet hand",
+            "table arp hand",
+            "eth0/arp_announce:1 -> 2",
+        ):
+            assert any(part in line for line in changed) or (
+                part.endswith("-> 2") and any("arp_announce" in line for line in changed)
+            ), (part, changed)
+        lab.exec("web1", ["nft", "flush", "ruleset"])
+        lab.exec("web1", ["ip", "address", "delete", "192.0.2.100/32", "dev", "eth0"])
+        lab.exec("web1", ["ip", "maddress", "delete", GROUP_MAC, "dev", "eth0"])
+        lab.exec("web1", ["sysctl", "-qw", "net.ipv4.conf.eth0.arp_announce=0"])
+        assert lab.changes("web1") == []
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_each_server_serves_its_name_and_its_health(name: str) -> None:
+    try:
+        choose(name)
+    except Exception as error:
+        pytest.skip(f"lack of {name}: {error}")
+    ask = "import urllib.request as u; print(u.urlopen('http://192.0.2.11/').read(), u.urlopen('http://192.0.2.11/health').read())"
+    with Lab(nodes=1, server=name) as lab:
+        answer = lab.exec(topology.CLIENT, [sys.executable, "-c", ask]).out
+        assert answer == "b'web1\\n' b'ok\\n'\n"
+        lab.stop_server("web1")
+        assert lab.world.call("processes", ns="web1") == []
+        lab.start_server("web1")
+        assert lab.exec(topology.CLIENT, [sys.executable, "-c", ask]).out == answer
+
+
+def test_a_lab_closes_without_a_trace() -> None:
+    with Lab(nodes=2, server="builtin") as lab:
+        pids = [
+            lab.world.pid,
+            *(child.pid for child in psutil.Process(lab.world.pid).children(recursive=True)),
+        ]
+        assert len(pids) >= 3
+        assert lab.close() == []
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+OWNER = """
+import sys, time
+from nlbfarm.lab import Lab
+with Lab(nodes=2, server="builtin") as lab:
+    print(lab.world.pid, *lab.world.namespaces(), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_lab_whose_owner_is_killed_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert owner.stdout is not None
+    with owner.stdout:
+        supervisor, *inodes = map(int, owner.stdout.readline().split())
+    inside = [psutil.Process(supervisor), *psutil.Process(supervisor).children(recursive=True)]
+    assert len(inside) >= 3
+    born_before = time.time()
+    owner.send_signal(number)
+    owner.wait(20)
+    _gone, alive = psutil.wait_procs(inside, timeout=10)
+    assert not alive
+    deadline = time.monotonic() + 10
+    while inhabitants(inodes, born_before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not inhabitants(inodes, born_before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_fails_inside_is_an_error_that_says_what(by_hand: Lab) -> None:
+    with pytest.raises(LabError, match="ended with 1"):
+        by_hand.exec("web1", ["false"])
+    with pytest.raises(LabError, match="no-such-program"):
+        by_hand.world.call("run", argv=["no-such-program"])
+    with pytest.raises(LabError, match="s in vain for pigs to fly"):
+        by_hand.wait_for(lambda: None, 0.1, "pigs to fly")
+
+
+def test_states_compare_by_section() -> None:
+    before = hoststate.HostState({"addresses": {"eth0 192.0.2.1/24": "global"}, "ruleset": {}})
+    after = hoststate.HostState({"addresses": {}, "ruleset": {"table inet x": "table inet x {\n}"}})
+    assert [line.split(":")[0] for line in itertools.chain(hoststate.difference(before, after))] == [
+        "addresses",
+        "ruleset",
+    ]

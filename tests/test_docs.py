@@ -1,0 +1,87 @@
+"""The documentation says what is so: examples load, commands and make targets exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from nlbfarm.cli import cli
+from nlbfarm.config.keys import generate
+from nlbfarm.config.loading import examine
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def code_blocks(page: Path, language: str) -> list[str]:
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+
+
+def commands(program: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield every command line of the documentation that starts ``program``: where it is, its arguments."""
+    for page in PAGES:
+        for block in code_blocks(page, "(?:console|sh|shell|bash)"):
+            for line in block.splitlines():
+                words = shlex.split(line.removeprefix("$ ").removeprefix("# "), comments=True)
+                if words and Path(words[0]).name == program:
+                    yield f"{page.relative_to(ROOT)}: {line.strip()}", words[1:]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_example_loads(example: Path, tmp_path: Path) -> None:
+    copy = tmp_path / example.name
+    shutil.copy(example, copy)
+    key_file = re.search(r'^key_file = "([^"/]+)"', example.read_text(encoding="utf-8"), re.MULTILINE)
+    assert key_file is not None, "an example's key file lies beside it"
+    generate(tmp_path / key_file[1])
+    examined = examine(copy)
+    assert examined.problems == ()
+    assert examined.warnings == ()
+    assert examined.config is not None
+
+
+def test_there_is_an_example() -> None:
+    assert EXAMPLES
+
+
+def test_readme_shows_the_example_as_it_is() -> None:
+    blocks = code_blocks(ROOT / "README.md", "toml")
+    assert blocks == [(ROOT / "examples" / "two-servers-apache.toml").read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize(("where", "arguments"), list(commands("nlbfarm-node")))
+def test_documented_command_exists(where: str, arguments: list[str]) -> None:
+    """The verb exists and understands the arguments as they stand; nothing is run."""
+    with click.Context(cli, info_name="nlbfarm-node") as context:
+        name, verb, rest = cli.resolve_command(context, list(arguments))
+        assert verb is not None
+        for parameter in verb.params:  # files that are named need not be on this machine
+            if isinstance(parameter.type, click.Path):
+                parameter.type = click.STRING
+        verb.make_context(name, rest, parent=context)
+
+
+@pytest.mark.parametrize(("where", "arguments"), list(commands("make")))
+def test_documented_target_exists(where: str, arguments: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = [word for word in arguments if "=" not in word]
+    assert [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
+
+
+def test_links_lead_somewhere() -> None:
+    dead = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        if not (page.parent / target).exists()
+    ]
+    assert dead == []
