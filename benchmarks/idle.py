@@ -15,7 +15,7 @@ NODES = 3
 
 
 def measure(seconds: float) -> dict[str, Any]:
-    """Return CPU in percent of one core, memory in MiB, threads, and packets a second of one node, averaged over the farm."""
+    """Return, for each node, CPU in percent of one core, memory in MiB, threads and packets a second."""
     with Lab(NODES, "builtin") as lab:
         lab.start()
         lab.settle()

@@ -69,6 +69,9 @@ LOOK_S = 1.0
 REPAIR_S = 0.5
 """Pause between two attempts to repair a damaged filter, or to take a VIP that a stranger uses."""
 
+CHECK_SLACK_S = 0.5
+"""A checker that keeps its own time has this much longer to say what it waited for."""
+
 LONGEST_LEASE_S = 1.0
 """What every backend must be able to promise."""
 
@@ -434,7 +437,7 @@ class Runtime:
         while True:
             begun = self._loop.time()
             try:
-                async with asyncio.timeout(check.timeout):
+                async with asyncio.timeout(check.timeout + CHECK_SLACK_S):
                     result = await check.checker.check()
             except TimeoutError:
                 result = CheckResult(False, f"no answer within {check.timeout:g} s")

@@ -5,6 +5,7 @@ import pytest
 from tests.core.words import plan, settings, word
 from nlbfarm.core.hearing import Peer
 from nlbfarm.core.lease import lease_end
+from nlbfarm.core.settings import Partition
 from nlbfarm.core.wire import Epoch, Heartbeat
 
 SETTINGS = settings()
@@ -53,3 +54,13 @@ def test_an_outsider_limits_it_only_while_it_holds_or_drains_something() -> None
     assert lease_end([idle], 10.0, SETTINGS) == pytest.approx(10.3)
     assert lease_end([holding], 10.0, SETTINGS) < 10.0
     assert lease_end([draining], 10.0, SETTINGS) < 10.0
+
+
+def test_with_a_majority_rule_the_lease_needs_fresh_acknowledgements_of_more_than_half() -> None:
+    five = {node: f"web{node}" for node in range(1, 6)}
+    strict = settings(nodes=five, partition=Partition.MAJORITY)
+    fresh = [peer(word(node, follows=INSIDE), first=0.0, last=9.95, acked=9.9) for node in (2, 3)]
+    died = peer(word(3, follows=INSIDE), first=0.0, last=9.65, acked=9.6)
+    assert lease_end(fresh, 10.0, strict) == pytest.approx(10.3)
+    assert lease_end(fresh[:1], 10.0, strict) <= 10.0
+    assert lease_end([fresh[0], died], 10.0, strict) == pytest.approx(9.6 + 0.45)

@@ -1,4 +1,4 @@
-"""The demo, end to end: everything real, from the command line to the JSON, as root and as an ordinary user."""
+"""The demo, from the command line to the JSON: everything real, as root and as an ordinary user."""
 
 from __future__ import annotations
 

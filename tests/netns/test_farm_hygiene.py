@@ -86,7 +86,7 @@ def test_clients_keep_the_group_mac_through_expiry_and_connections_from_the_node
             if states and states[-1] == "STALE":
                 lab.exec(topology.CLIENT, [sys.executable, "-c", CONNECT, "", vip, "80"])
             for node in lab.names:
-                # The nodes forget the client, so that they have to ask for it, from their own address and from the VIP.
+                # The nodes forget the client and have to ask for it, from their own address and from the VIP.
                 for source in ("", vip):
                     lab.exec(node, ["ip", "neighbour", "flush", "dev", "eth0"], check=False)
                     lab.exec(node, [sys.executable, "-c", CONNECT, source, client, "81"])

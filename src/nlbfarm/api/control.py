@@ -158,24 +158,25 @@ class ControlServer:
         finally:
             writer.close()
             with contextlib.suppress(ConnectionError, TimeoutError, asyncio.CancelledError):
-                await asyncio.wait_for(writer.wait_closed(), 1)
+                async with asyncio.timeout(1):
+                    await writer.wait_closed()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         refusal = self._refusal(writer.get_extra_info("socket"))
         while True:
-            if refusal is not None:
-                answer = refusal
-            else:
-                try:
-                    line = await asyncio.wait_for(reader.readuntil(), IDLE_SECONDS)
-                except (asyncio.IncompleteReadError, TimeoutError):
-                    return
-                except asyncio.LimitOverrunError:
-                    answer = refusal = _error("usage", f"a request has at most {MAX_REQUEST} bytes")
-                else:
-                    answer = await self._answer(line)
+            try:
+                # Who is refused is read, too: closing with unread bytes would take the answer along.
+                # Not wait_for: in Python 3.11 it can swallow a cancellation (python/cpython#86296).
+                async with asyncio.timeout(IDLE_SECONDS):
+                    line = await reader.readuntil()
+            except (asyncio.IncompleteReadError, TimeoutError):
+                return
+            except asyncio.LimitOverrunError:
+                refusal = refusal or _error("usage", f"a request has at most {MAX_REQUEST} bytes")
+            answer = refusal or await self._answer(line)
             writer.write(json.dumps(answer, separators=(",", ":"), default=str).encode() + b"\n")
-            await asyncio.wait_for(writer.drain(), IDLE_SECONDS)
+            async with asyncio.timeout(IDLE_SECONDS):
+                await writer.drain()
             if refusal is not None:
                 return
 
@@ -201,7 +202,8 @@ class ControlServer:
         if handler is None:
             return _error("usage", f'this node does not know the verb "{verb[:40]}"')
         try:
-            result = await asyncio.wait_for(handler(args), HANDLER_SECONDS)
+            async with asyncio.timeout(HANDLER_SECONDS):
+                result = await handler(args)
         except TimeoutError:
             return _error("timeout", f"{verb} took longer than {HANDLER_SECONDS:g} s")
         except UsageError as error:
@@ -217,7 +219,8 @@ class ControlServer:
 def _groups(connection: socket.socket, gid: int) -> set[int]:
     groups = {gid}
     with contextlib.suppress(OSError):
-        found = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * 4096)
+        # 1024 bytes are the most that Python asks for: with more than 256 groups only the first counts.
+        found = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
         groups.update(group for (group,) in struct.iter_unpack("I", found))
     return groups
 

@@ -115,10 +115,10 @@ def apply_script(
     table = table_name(policy.farm)
     lines = []
     for index, group in enumerate(policy.groups):
-        if group.mode is Mode.BLOCKED:
-            continue  # it has no map: nothing of it is accepted anywhere
-        old = elements(index, before.get(group.name, BucketStates()))
-        new = elements(index, after.get(group.name, BucketStates()))
+        earlier, later = (states.get(group.name, BucketStates()) for states in (before, after))
+        if group.mode is Mode.BLOCKED or earlier == later:
+            continue  # a blocked group has no map: nothing of it is accepted anywhere
+        old, new = elements(index, earlier), elements(index, later)
         gone = [bucket for bucket, chain in old.items() if new.get(bucket) != chain]
         come = {bucket: chain for bucket, chain in new.items() if old.get(bucket) != chain}
         name = group_map(index)

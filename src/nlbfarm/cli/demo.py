@@ -82,7 +82,7 @@ def _tell(console: Console, nodes: int, server: str, backend: str, keep: bool) -
     began = time.monotonic()
 
     def tell(sentence: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:5.1f} s[/dim]  {sentence}")
+        console.print(f"[dim]{time.monotonic() - began:5.1f} s[/dim]  {sentence}", soft_wrap=True)
 
     with Lab(nodes, server, backend) as lab:
         tell(f"{nodes} machines, a client and a switch, each in a namespace; server: {lab.server.detail}")

@@ -10,10 +10,12 @@
 - ``hearing``     who is heard, who acknowledges (rule 1)
 - ``views``       comparing views, largest sets that all hear one another
 - ``membership``  who is in, who leads, which view wins (rules 2 and 5)
+- ``solitude``    alone or deaf? (rule 5)
 - ``handoff``     release before acquire (rule 3)
 - ``lease``       until when the filter may accept (rule 4)
 - ``fetch``       plans too large for one datagram
 - ``health``      rise and fall of a checker
+- ``condition``   what the node needs, and the state that follows
 - ``events``      what goes in; ``commands``: what comes out
 - ``node``        the state machine that composes them
 

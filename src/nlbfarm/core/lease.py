@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nlbfarm.core.hearing import Peer
-from nlbfarm.core.settings import Settings
+from nlbfarm.core.settings import Partition, Settings
 
 __all__ = ["died", "lease_end", "peer_limit"]
 
@@ -45,8 +45,22 @@ def lease_end(heard: Iterable[Peer], now: float, settings: Settings) -> float:
         settings: Interval, detection time and the longest lease.
     """
     end = now + settings.lease
+    heard = list(heard)
+    if settings.partition is Partition.MAJORITY:
+        end = min(end, _majority_end(heard, now, settings))
     for peer in heard:
         limit = peer_limit(peer, now, settings)
         if limit is not None and limit < end:
             end = limit
     return end
+
+
+def _majority_end(heard: Iterable[Peer], now: float, settings: Settings) -> float:
+    """Return when the last acknowledgement that makes a majority of the configured nodes is no longer fresh."""
+    needed = len(settings.nodes) // 2
+    acknowledged = sorted((peer.acked_at for peer in heard if peer.acked_at is not None), reverse=True)
+    if needed == 0:
+        return now + settings.lease
+    if len(acknowledged) < needed:
+        return now
+    return acknowledged[needed - 1] + settings.detection - settings.interval / 2

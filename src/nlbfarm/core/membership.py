@@ -14,7 +14,8 @@ from nlbfarm.core.buckets import BUCKETS, NOBODY
 from nlbfarm.core.commands import Report
 from nlbfarm.core.hearing import Hearing, Peer
 from nlbfarm.core.placement import place
-from nlbfarm.core.settings import Partition, Settings
+from nlbfarm.core.settings import Settings
+from nlbfarm.core.solitude import Solitude
 from nlbfarm.core.views import disjoint, greater, largest_clique, names
 from nlbfarm.core.wire import Epoch, Heartbeat, Member, NodeState, Plan, View
 
@@ -23,19 +24,6 @@ __all__ = ["Membership", "Own"]
 FRESH_INTERVALS = 2.5
 """Only the word of a peer heard this recently can show that a link between two others is broken:
 an older word may predate the death of one of them."""
-
-PROBE_WAIT_S = 0.4
-"""How long the answer to a reachability probe is awaited before it counts as: nobody answered."""
-
-PROBE_AGAIN_S = 1.0
-"""How often a node that takes itself for deaf looks again."""
-
-REFUSED_S = 3.0
-"""How long an ICMP port unreachable counts; Linux sends at most one a second to each destination
-(``icmp_ratelimit``, Documentation/networking/ip-sysctl.rst)."""
-
-SILENCE_BEFORE_PROBE = 3
-"""Intervals of silence from all peers after which reachability is probed, so that the answer is there when they are lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +51,11 @@ class Membership:
         """Plans fetched in chunks, by digest."""
         self.wanted: tuple[bytes, int] | None = None
         """A plan to fetch: its digest and who has it."""
-        self.probe_wanted = False
-        self.deaf = False
+        self.solitude = Solitude(settings)
         self.closed = False
         """Set when the node has left for good: it follows and forms no view."""
         self.reports: list[Report] = []
         self._member_since: dict[Member, float] = {}
-        self._probed_at: float | None = None
-        self._reachable: frozenset[int] | None = None
-        self._refused: dict[int, float] = {}
         self._settled: object = None
 
     # -- what is known ---------------------------------------------------------------------
@@ -82,14 +66,6 @@ class Membership:
         if heartbeat.view is not None:
             newest = max(newest, heartbeat.view.epoch)
         self.known_epoch = max(self.known_epoch, newest)
-
-    def refused(self, node: int, now: float) -> None:
-        """A peer's host says that nothing listens there."""
-        self._refused[node] = now
-
-    def reachability(self, nodes: frozenset[int]) -> None:
-        """The peers that answered ARP just now."""
-        self._reachable = nodes
 
     def current(self, member: Member, heard: Mapping[int, Peer]) -> Peer | None:
         """Return the peer that is ``member``, if it is heard in that very life."""
@@ -121,7 +97,8 @@ class Membership:
         """Follow, give up, defer, form or lead, as the newest words of all peers say."""
         heard = {peer.node: peer for peer in self._hearing.heard(now)}
         self.wanted = None
-        self._watch_silence(heard, now)
+        alone = self.plan is not None and len(self.plan.view.members) == 1
+        self.solitude.watch(heard, alone, now)
         if not self.closed:
             self._follow(own, heard, now)
         if self.plan is not None:
@@ -207,7 +184,7 @@ class Membership:
         if self.deferral is not None or now - self.outside_since < self._settings.detection:
             return
         if not heard:
-            if self._alone(heard, now):
+            if self.solitude.alone(now):
                 self._propose(own, {}, frozenset(), (), now)
             return
         pool = {
@@ -217,7 +194,7 @@ class Membership:
         }
         if not pool or _lowest({me: own.state} | {n: p.heartbeat.state for n, p in pool.items()}) != me:
             return
-        self.deaf = False
+        self.solitude.deaf = False
         joiners = self._joiners(own, {me}, pool, now, None)
         self._propose(own, heard, frozenset({me, *joiners}), (), now)
 
@@ -230,8 +207,8 @@ class Membership:
         if heard and not any(self._hearing.hears_us(peer, now) for peer in heard.values()):
             return
         live = {peer.node: peer for peer in self._live_members(plan, heard)}
-        if not heard and len(plan.view.members) > 1 and not self._alone(heard, now):
-            if self.deaf:
+        if not heard and len(plan.view.members) > 1 and not self.solitude.alone(now):
+            if self.solitude.deaf:
                 self.leave(now, "deaf", by=me)
             return
         kept = largest_clique({me, *live}, self._broken_links(own, live, now))
@@ -335,51 +312,6 @@ class Membership:
         times = [since + self._settings.detection for since in self._member_since.values()]
         return min((at for at in times if at > now), default=None)
 
-    # -- alone -----------------------------------------------------------------------------
-
-    def _watch_silence(self, heard: Mapping[int, Peer], now: float) -> None:
-        """Probe reachability in time when all peers fall silent, and again while deaf."""
-        if heard and self.deaf:
-            self.deaf = False
-            self.reports.append(Report("node.hears_again", {"peers": sorted(heard)}))
-        if len(self._settings.nodes) < 3 or self._settings.partition is not Partition.SERVE:
-            return
-        quiet = SILENCE_BEFORE_PROBE * self._settings.interval
-        if any(now - peer.last_heard < quiet for peer in heard.values()):
-            self._probed_at = None
-            return
-        if not heard and self.plan is not None and len(self.plan.view.members) == 1:
-            return
-        if self._probed_at is None or (self.deaf and now - self._probed_at >= PROBE_AGAIN_S):
-            self._probed_at = now
-            self._reachable = None
-            self.probe_wanted = True
-
-    def _alone(self, heard: Mapping[int, Peer], now: float) -> bool:
-        """Whether a node that hears nobody may take itself for the only one left.
-
-        With three nodes or more, peers whose hosts all answer ARP while none is heard are more
-        likely alive than dead: then it is this node that is deaf. A host that refuses our
-        datagrams has no node process and serves nothing.
-        """
-        if len(self._settings.nodes) < 3 or self._settings.partition is not Partition.SERVE:
-            return True
-        if self._probed_at is None:
-            return False
-        if self._reachable is None:
-            return not self.deaf and now - self._probed_at >= PROBE_WAIT_S
-        answering = {
-            node for node in self._reachable if now - self._refused.get(node, -REFUSED_S) >= REFUSED_S
-        }
-        peers = set(self._settings.nodes) - {self._settings.node}
-        if answering < peers:
-            self.deaf = False
-            return True
-        if not self.deaf:
-            self.deaf = True
-            self.reports.append(Report("node.deaf", {"peers": sorted(peers)}, warning=True))
-        return False
-
     # -- changes ---------------------------------------------------------------------------
 
     def _propose(
@@ -411,7 +343,7 @@ class Membership:
             self.inside_since = now
         self.plan = plan
         self.deferral = None
-        self.deaf = False
+        self.solitude.deaf = False
         self.known_epoch = max(self.known_epoch, plan.view.epoch)
         owners = {owner for placement in plan.placements for owner in placement}
         # Who owns buckets has been a member for long, whatever this node has seen of it itself.

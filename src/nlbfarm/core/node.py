@@ -23,6 +23,7 @@ from nlbfarm.core.commands import (
     SetLease,
     Stopped,
 )
+from nlbfarm.core.condition import Condition
 from nlbfarm.core.events import (
     Event,
     FilterApplied,
@@ -52,9 +53,6 @@ SLACK_S = 0.0005
 FAREWELLS = 3
 """How often a node that leaves says so: one lost datagram must not cost its peers a detection time."""
 
-JUMPS = 3
-"""So many jumps above a higher incarnation of ours within a minute mean that another node uses our id."""
-
 
 class Node:
     """One node of a farm.
@@ -75,11 +73,10 @@ class Node:
         self.sequence = 0
         self.hearing = Hearing(settings)
         self.membership = Membership(settings, self.hearing, now)
-        self.resources: dict[str, tuple[bool, str] | None] = dict.fromkeys(resources)
+        self.condition = Condition(settings.node, resources)
         self.applied: tuple[Bitmap, ...] = (0,) * len(settings.groups)
         self.pending: tuple[int, tuple[Bitmap, ...]] | None = None
         self.lease_until = now
-        self.stopping = False
         self.stopped = False
         self._serial = 0
         self._fetch = PlanFetch(settings.node, 2 * settings.interval)
@@ -90,7 +87,6 @@ class Node:
         self._patience_ends = now
         self._stop_deadline = 0.0
         self._farewells = FAREWELLS
-        self._jumps: list[float] = []
         self._spoken: object = None
         self._said_state: object = None
         self._known: frozenset[int] = frozenset()
@@ -162,14 +158,14 @@ class Node:
             case FilterRepaired():
                 self._damaged = False
             case ResourceChanged():
-                self.resources[event.name] = (event.ok, event.reason)
+                self.condition.learn(event.name, event.ok, event.reason)
             case PeerRefused():
-                self.membership.refused(event.node, now)
+                self.membership.solitude.refused(event.node, now)
             case Reachability():
-                self.membership.reachability(event.nodes)
+                self.membership.solitude.reachability(event.nodes)
             case StopRequested():
-                if not self.stopping:
-                    self.stopping = True
+                if not self.condition.stopping:
+                    self.condition.stopping = True
                     self._stop_deadline = now + 2 * self.settings.detection
             case TimerFired():
                 pass
@@ -210,10 +206,7 @@ class Node:
         self.membership.leave(now, "new_incarnation", self.settings.node)
         self._out.append(SaveIncarnation(incarnation))
         self._out.append(Report("node.incarnation_raised", {"incarnation": incarnation}, warning=True))
-        self._jumps = [*(at for at in self._jumps if now - at < 60.0), now]
-        if len(self._jumps) >= JUMPS:
-            reason = f"another node of this farm runs with id {self.settings.node}: check [[nodes]] and --node there"
-            self.resources["identity"] = (False, reason)
+        self.condition.jumped(now)
 
     def _judge_lateness(self, now: float) -> None:
         """See how late this turn is: the first one after a pause, whichever event it brings."""
@@ -264,8 +257,8 @@ class Node:
             request = self._fetch.ask(digest, self.incarnation, now)
             if request is not None:
                 self._out.append(Send(request, (node,)))
-        if self.membership.probe_wanted:
-            self.membership.probe_wanted = False
+        if self.membership.solitude.probe_wanted:
+            self.membership.solitude.probe_wanted = False
             self._out.append(ProbeReachability())
         if self.membership.closed and beat:
             self._farewells -= 1
@@ -279,13 +272,13 @@ class Node:
             return None
         membership, settings = self.membership, self.settings
         plan = membership.plan
-        if self.stopping and plan is not None and self._may_go(plan, heard, now):
+        if self.condition.stopping and plan is not None and self._may_go(plan, heard, now):
             if any(self.applied):
                 plan = None
             else:
                 membership.leave(now, "stopping", settings.node)
                 plan = None
-        if self.stopping and membership.plan is None and not any(self.applied):
+        if self.condition.stopping and membership.plan is None and not any(self.applied):
             membership.closed = True
         running = self.lease_until > now
         if plan is None or (not running and any(self.applied)):
@@ -353,22 +346,8 @@ class Node:
         return Own(self.incarnation, self._state()[0], self.settings.powers)
 
     def _state(self) -> tuple[NodeState, str]:
-        if self.membership.closed:
-            return NodeState.STOP, "stopped"
-        if self.stopping:
-            return NodeState.DRAINING, "stopping"
-        if self.membership.deaf:
-            return (
-                NodeState.WAIT,
-                "hears no peer, though all their hosts answer ARP: is a firewall in the way?",
-            )
-        unknown = [name for name, known in self.resources.items() if known is None]
-        missing = [known[1] for known in self.resources.values() if known is not None and not known[0]]
-        if missing:
-            return NodeState.WAIT, "; ".join(missing)
-        if unknown:
-            return NodeState.STARTING, "waiting for " + ", ".join(unknown)
-        return NodeState.UP, ""
+        membership = self.membership
+        return self.condition.state(closed=membership.closed, deaf=membership.solitude.deaf)
 
     def _word(self) -> object:
         """Return what, when it changes, is told to everybody at once."""
@@ -415,8 +394,9 @@ class Node:
     # -- reports and time ------------------------------------------------------------------
 
     def _report(self, heard: dict[int, Peer]) -> None:
-        self._out.extend(self.membership.reports)
-        self.membership.reports.clear()
+        for told in (self.membership.reports, self.membership.solitude.reports):
+            self._out.extend(told)
+            told.clear()
         now_heard = frozenset(heard)
         for node in sorted(now_heard - self._known):
             self._out.append(Report("peer.heard", {"peer": node, "name": self.settings.nodes[node]}))
@@ -444,7 +424,10 @@ class Node:
             times.append(self._woke_at + detection)
         if self.hearing.patience:
             times.append(self._patience_ends)
-        if self.stopping:
+        if self.condition.stopping:
             times.append(self._stop_deadline)
+        probed = membership.solitude.deadline()
+        if probed is not None:
+            times.append(probed)
         soonest = min((at for at in times if at > now), default=self._next_beat)
         return min(self._next_beat, soonest + SLACK_S)

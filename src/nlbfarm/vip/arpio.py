@@ -1,7 +1,7 @@
 """Sends ARP frames and hears the answers, on packet sockets.
 
-Closing a packet socket waits for an RCU grace period (``packet_release`` in net/packet/af_packet.c; 10 ms and more
-were seen): that never happens on the event loop here.
+Closing a packet socket waits for an RCU grace period (``packet_release`` in net/packet/af_packet.c;
+10 ms and more were seen): that never happens on the event loop here.
 """
 
 from __future__ import annotations

@@ -1,0 +1,66 @@
+"""In what condition a node is: what it needs, what is missing, and the state that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nlbfarm.core.wire import NodeState
+
+__all__ = ["Condition"]
+
+DEAF = "hears no peer, though all their hosts answer ARP: is a firewall in the way?"
+
+JUMPS = 3
+"""So many jumps above a higher incarnation of ours within a minute mean that another node uses our id."""
+
+JUMPS_WITHIN_S = 60.0
+
+
+class Condition:
+    """The resources of one node, and whether it is leaving.
+
+    Args:
+        node: Its id, for messages.
+        resources: Names of what must be there before it serves; unknown until ``learn`` tells of each.
+    """
+
+    def __init__(self, node: int, resources: Iterable[str]) -> None:
+        self._node = node
+        self._jumps: list[float] = []
+        self.resources: dict[str, tuple[bool, str] | None] = dict.fromkeys(resources)
+        self.stopping = False
+
+    def learn(self, name: str, ok: bool, reason: str) -> None:
+        """Take note of a resource that is there (``ok``) or not."""
+        self.resources[name] = (ok, reason)
+
+    def jumped(self, now: float) -> None:
+        """Take note that the incarnation had to jump above one that a peer had heard of our id."""
+        self._jumps = [*(at for at in self._jumps if now - at < JUMPS_WITHIN_S), now]
+        if len(self._jumps) >= JUMPS:
+            self.learn(
+                "identity",
+                False,
+                f"another node of this farm runs with id {self._node}: check [[nodes]] and --node there",
+            )
+
+    def state(self, *, closed: bool, deaf: bool) -> tuple[NodeState, str]:
+        """Return the state and its reason.
+
+        Args:
+            closed: The node has left for good.
+            deaf: It hears no peer, though they seem to be there.
+        """
+        if closed:
+            return NodeState.STOP, "stopped"
+        if self.stopping:
+            return NodeState.DRAINING, "stopping"
+        if deaf:
+            return NodeState.WAIT, DEAF
+        missing = [known[1] for known in self.resources.values() if known is not None and not known[0]]
+        if missing:
+            return NodeState.WAIT, "; ".join(missing)
+        unknown = [name for name, known in self.resources.items() if known is None]
+        if unknown:
+            return NodeState.STARTING, "waiting for " + ", ".join(unknown)
+        return NodeState.UP, ""

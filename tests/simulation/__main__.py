@@ -1,0 +1,27 @@
+"""More schedules than the tests take: ``python -m tests.simulation FIRST LAST``."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from nlbfarm.testing.farm import Violation
+from tests.simulation.schedules import run_schedule
+
+
+def main(first: int, last: int) -> int:
+    """Run the schedules with seeds ``first`` to ``last - 1``; return how many broke an invariant."""
+    begun = time.monotonic()
+    broken = []
+    for seed in range(first, last):
+        try:
+            run_schedule(seed)
+        except Violation as violation:
+            broken.append(seed)
+            print(violation, file=sys.stderr)
+    print(f"{last - first} schedules, {len(broken)} broken {broken[:20]}, {time.monotonic() - begun:.0f} s")
+    return len(broken)
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(int(sys.argv[1]), int(sys.argv[2])), 1))
