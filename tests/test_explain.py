@@ -65,8 +65,8 @@ def test_the_port_matters_and_is_not_known() -> None:
     assert found["distribution"] == {"web1": 128, "web2": 128, "web3": 0}
     assert found["bucket"] is None
     assert found["reason"] == (
-        'Affinity "client-port": the client\'s port decides, and each new connection has another. Name the port '
-        "to know the node; over all ports the buckets are shared: web1 128 of 256, web2 128 of 256."
+        'Affinity "client-port": the client\'s port decides, and each new connection has another. Name the '
+        "port to know the node; over all ports the buckets are shared: web1 128 of 256, web2 128 of 256."
     )
 
 
@@ -103,16 +103,30 @@ def test_uncovered_may_be_accepted() -> None:
 @pytest.mark.parametrize(
     ("states", "placement", "lease", "here", "reason"),
     [
-        (BucketStates(own=ALL), 1, True, "own", "belongs to web1, the node asked (the client's address and port decide); web1 accepts it."),
+        (
+            BucketStates(own=ALL),
+            1,
+            True,
+            "own",
+            "belongs to web1, the node asked (the client's address and port decide); web1 accepts it.",
+        ),
         (BucketStates(own=ALL), 1, False, "own", "web1 would accept it, but its lease has run out"),
         (BucketStates(adopt=ALL), 1, True, "adopt", "web1 is taking it over: it accepts new connections."),
-        (BucketStates(drain=ALL), 2, True, "drain", "web1 is giving it away: it serves the connections that it has"),
+        (
+            BucketStates(drain=ALL),
+            2,
+            True,
+            "drain",
+            "web1 is giving it away: it serves the connections that it has",
+        ),
         (BucketStates(), 1, True, "foreign", "web1 does not accept it yet: others have to release it first."),
         (BucketStates(), NOBODY, True, "foreign", "Nobody owns bucket"),
     ],
 )
 def test_states(states: BucketStates, placement: int, lease: bool, here: str, reason: str) -> None:
-    knowledge = replace(KNOWLEDGE, states={"web": states}, placements={"web": (placement,) * BUCKETS}, lease_running=lease)
+    knowledge = replace(
+        KNOWLEDGE, states={"web": states}, placements={"web": (placement,) * BUCKETS}, lease_running=lease
+    )
     found = ask("198.51.100.7:1", "192.0.2.100:80", knowledge)
     assert found["here"] == here
     assert reason in str(found["reason"])
@@ -122,7 +136,9 @@ def test_before_the_first_plan() -> None:
     found = ask("198.51.100.7:1", "192.0.2.100:80", replace(KNOWLEDGE, placements={}, states={}))
     assert found["owner"] is None
     assert ask("198.51.100.7", "192.0.2.100:80", replace(KNOWLEDGE, placements={}))["distribution"] == {
-        "web1": 0, "web2": 0, "web3": 0,
+        "web1": 0,
+        "web2": 0,
+        "web3": 0,
     }
 
 
@@ -138,7 +154,8 @@ def test_agrees_with_the_oracle(client, port, service_port, protocol, own, lease
     vip = VIP if client.version == 4 else VIP6
     states = {group.name: BucketStates(own=own) for group in POLICY.groups}
     found = explain(
-        Question(client, port, vip, service_port, protocol), replace(KNOWLEDGE, states=states, lease_running=lease)
+        Question(client, port, vip, service_port, protocol),
+        replace(KNOWLEDGE, states=states, lease_running=lease),
     )
     packet = PacketFacts("eth0", client, vip, protocol, port, service_port, syn=protocol is Protocol.TCP)
     decision = decide(POLICY, states, lease, packet)
@@ -153,7 +170,11 @@ def test_agrees_with_the_oracle(client, port, service_port, protocol, own, lease
     [
         ("example.org", "192.0.2.100:80", 'the client "example.org" is not an address'),
         ("198.51.100.7:99999", "192.0.2.100:80", "the client: port 99999 is not in 1..65535"),
-        ("198.51.100.7", "192.0.2.100", 'the service "192.0.2.100" has no port; write for example 192.0.2.100:443'),
+        (
+            "198.51.100.7",
+            "192.0.2.100",
+            'the service "192.0.2.100" has no port; write for example 192.0.2.100:443',
+        ),
         ("198.51.100.7", "192.0.2.100:80/icmp", '"icmp" is no protocol that a rule can have'),
         ("198.51.100.7", "[2001:db8::1]:80", "198.51.100.7 is IPv4, but 2001:db8::1 is IPv6"),
         ("198.51.100.7:", "192.0.2.100:80", "is not an address"),

@@ -36,7 +36,9 @@ def test_ours_are_the_entry_points_of_the_project() -> None:
     assert {kind.value: dict(found) for kind, found in BUILT_IN.items()} == listed
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, found in BUILT_IN.items() for name in found])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, found in BUILT_IN.items() for name in found]
+)
 def test_ours_can_be_loaded(kind: Kind, name: str) -> None:
     assert issubclass(load(kind, name, plugins.INTERFACE[kind]), plugins.INTERFACE[kind])
 
@@ -62,13 +64,16 @@ def test_what_does_not_work_is_said_when_it_is_asked_for(site: Path) -> None:
     install(
         site,
         "acme-bad",
-        "[nlbfarm.backends]\nraises = acme_bad_raises:X\nmissing = acme_bad:Missing\nother = acme_bad:Other\n",
+        "[nlbfarm.backends]\nraises = acme_bad_raises:X\nmissing = acme_bad:Gone\nother = acme_bad:Other\n",
         "class Other: pass\n",
     )
     (site / "acme_bad_raises.py").write_text("raise RuntimeError('no licence')\n")
     assert {"raises", "missing", "other"} < set(available(Kind.BACKEND))
     for name, why in (
-        ("raises", r'plug-in "raises" \(acme_bad_raises:X, from acme-bad\) cannot be imported: RuntimeError: no lic'),
+        (
+            "raises",
+            r'plug-in "raises" \(acme_bad_raises:X, from acme-bad\) cannot be imported: RuntimeError: no lic',
+        ),
         ("missing", "cannot be imported: AttributeError"),
         ("other", "is not a class that implements nlbfarm.interfaces.FilterBackend"),
         ("nothing", r'nothing called "nothing" is installed for nlbfarm.backends \(there: memory, nftables'),
@@ -81,11 +86,13 @@ def test_what_does_not_work_is_said_when_it_is_asked_for(site: Path) -> None:
 def test_two_packages_with_one_name(site: Path) -> None:
     install(site, "acme-one", "[nlbfarm.services]\nx = acme_one:X\n")
     install(site, "acme-two", "[nlbfarm.services]\nx = acme_two:X\n")
-    with pytest.raises(PluginError, match='two packages bring "x" for nlbfarm.services: .*uninstall one of them'):
+    with pytest.raises(
+        PluginError, match=r'two packages bring "x" for nlbfarm.services: .*uninstall one of them'
+    ):
         available(Kind.SERVICE)
 
 
 def test_nobody_takes_a_name_of_ours(site: Path) -> None:
     install(site, "acme-thief", "[nlbfarm.backends]\nnftables = acme_thief:X\n")
-    with pytest.raises(PluginError, match='"nftables" for nlbfarm.backends: nlbfarm and acme-thief'):
+    with pytest.raises(PluginError, match=r'"nftables" for nlbfarm.backends: nlbfarm and acme-thief'):
         available(Kind.BACKEND)

@@ -6,7 +6,6 @@ A program that embeds nlbfarm calls ``run_node``, or builds ``Parts`` of its own
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from nlbfarm.api.control import ControlServer
 from nlbfarm.config import FarmConfig, FarmKeys, derive
 from nlbfarm.core.buckets import BucketStates
 from nlbfarm.core.wire import Codec
-from nlbfarm.errors import UsageError
+from nlbfarm.errors import NlbfarmError, UsageError
 from nlbfarm.explain import Knowledge, explain, parse_question
 from nlbfarm.heartbeat.realtime import go_realtime
 from nlbfarm.heartbeat.udp import UdpHeartbeat
@@ -97,6 +96,7 @@ async def build(
             incarnation_file=state_dir / farm / "incarnation",
             checks=checks,
             backend_detail=why,
+            delivery=", ".join(sorted({vip.delivery.value for vip in config.vips})),
             clock=clock,
             on_turn=_watchdog(notifier),
         )
@@ -155,8 +155,11 @@ async def run_node(
             stopped = asyncio.create_task(runtime.wait())
             await asyncio.wait({stopped, leaving}, return_when=asyncio.FIRST_COMPLETED)
             notifier.stopping()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stopped, STOP_S)
+            if stopped.done():
+                stopped.result()
+            else:
+                stopped.cancel()
+                log.warning("node.hurried", reason="it had not left in good order when time was up")
         finally:
             if speaker is not None:
                 speaker.cancel()
@@ -181,6 +184,7 @@ def _on_signals(runtime: Runtime) -> asyncio.Future[None]:
             hurry.set_result(None)
             return
         asked = True
+        loop.call_later(STOP_S, signalled)
         runtime.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -216,7 +220,7 @@ def _verbs(runtime: Runtime) -> dict[str, Any]:
 def _knowledge(runtime: Runtime) -> Knowledge:
     parts, node = runtime.parts, runtime.node
     if node is None:
-        raise UsageError("the node is still starting: try again in a moment")
+        raise NlbfarmError("the node is still starting: try again in a moment")
     plan = node.membership.plan
     groups = parts.settings.groups
     return Knowledge(

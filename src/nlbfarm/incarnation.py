@@ -31,7 +31,9 @@ def next_incarnation(path: Path, wall: float) -> int:
     except (OSError, UnicodeError) as error:
         raise HostError(f"{path}: cannot be read ({error}); make it readable or remove it") from error
     if not text.isdigit():
-        raise HostError(f"{path}: does not hold a number; remove it: the clock then gives the next incarnation")
+        raise HostError(
+            f"{path}: does not hold a number; remove it: the clock then gives the next incarnation"
+        )
     incarnation = max(int(text) + 1, int(wall * 1000))
     save_incarnation(path, incarnation)
     return incarnation

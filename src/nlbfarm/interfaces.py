@@ -75,7 +75,8 @@ class FilterCounters:
         groups: For each group: packets for each verdict. The keys are a subset of ``"own"``,
             ``"adopt"``, ``"drain"`` (accepted in that state), ``"foreign"``, ``"not-new"`` (dropped:
             neither new nor established here where the state asks for it), ``"no-lease"`` and ``"blocked"``.
-        other: Packets outside every group: ``"uncovered"``, ``"icmp-error"``, ``"malformed"``, ``"no-lease"``.
+        other: Packets outside every group: ``"uncovered"``, ``"icmp-error"``, ``"malformed"``,
+            ``"no-lease"``.
     """
 
     groups: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

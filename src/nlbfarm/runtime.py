@@ -128,6 +128,7 @@ class Parts:
         incarnation_file: Where the incarnation is kept.
         checks: The checkers.
         backend_detail: Why this backend was chosen.
+        delivery: How packets for the VIPs reach the nodes, for ``status``.
         on_turn: Called on every healthy turn (a watchdog).
     """
 
@@ -141,6 +142,7 @@ class Parts:
     incarnation_file: Path
     checks: Sequence[Check] = ()
     backend_detail: str = ""
+    delivery: str = "multicast"
     clock: Clock = field(default_factory=SystemClock)
     on_turn: Callable[[], None] = lambda: None
 
@@ -230,7 +232,7 @@ class Runtime:
         for closer in closers:
             try:
                 await closer()
-            except Exception as error:  # every part gets its turn; the first error is raised below
+            except Exception as error:  # noqa: BLE001 - every part gets its turn; raised below
                 errors.append(error)
                 self._log.error("node.close_failed", error=str(error))
         if errors:
@@ -253,20 +255,19 @@ class Runtime:
         """Run a task; an error that nobody expected ends the node rather than leave it half alive."""
         try:
             await work
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised by wait()
             self._finish(error)
 
     # -- the loop --------------------------------------------------------------------------
 
     def handle(self, event: Event) -> None:
         """Feed the core and do what it says."""
-        if self.node is None or self._done.done():
+        if self.node is None or self._closed or self._done.done():
             return
         try:
             for command in self.node.handle(event, self.parts.clock.monotonic()):
                 self._do(command)
-        except Exception as error:
-            # Fail closed: without renewal the lease runs out.
+        except Exception as error:  # noqa: BLE001 - raised by wait(); without renewal the lease runs out
             self._log.exception("node.failed", event_kind=type(event).__name__)
             self._finish(error)
             return
@@ -385,7 +386,7 @@ class Runtime:
     async def _keep_vips(self) -> None:
         """Bring the VIPs up unless a stranger has one, and keep them there."""
         vips = self.parts.vips
-        while not await self._take_vips():
+        while not await self._take_vips():  # noqa: ASYNC110 - a stranger tells nobody when it goes
             await asyncio.sleep(REPAIR_S)
         while True:
             await asyncio.sleep(LOOK_S)
@@ -443,7 +444,7 @@ class Runtime:
                 result = CheckResult(False, f"no answer within {check.timeout:g} s")
             except NlbfarmError as error:
                 result = CheckResult(False, str(error))
-            except Exception as error:  # a plug-in's fault must not end the node: it is a failed check
+            except Exception as error:  # noqa: BLE001 - a plug-in's fault is a failed check, not our end
                 self._log.exception("checker.failed", checker=check.name)
                 result = CheckResult(False, f"the checker itself failed: {error!r}")
             state.detail = result.detail

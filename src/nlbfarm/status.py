@@ -53,7 +53,7 @@ async def status(runtime: Runtime) -> dict[str, Any]:
         "leader": node.leader(now),
         "lease_ms": round(max(0.0, node.lease_until - now) * 1e3, 1),
         "backend": {"name": parts.backend.name, "detail": parts.backend_detail},
-        "delivery": "multicast",
+        "delivery": parts.delivery,
         "nodes": [_node(runtime, node, number, now) for number in sorted(settings.nodes)],
         "groups": _groups(runtime, node),
         "vips": [

@@ -77,7 +77,9 @@ async def test_ask_and_answer(server: ControlServer, path: Path) -> None:
 
 
 async def test_many_at_once_and_several_on_one_connection(server: ControlServer, path: Path) -> None:
-    assert await asyncio.gather(*(ask(path, "echo", {"n": n}) for n in range(10))) == [{"n": n} for n in range(10)]
+    assert await asyncio.gather(*(ask(path, "echo", {"n": n}) for n in range(10))) == [
+        {"n": n} for n in range(10)
+    ]
     lines = b"".join(json.dumps({"verb": "echo", "args": {"n": n}}).encode() + b"\n" for n in range(3))
     assert [answer["result"] for answer in await raw(path, lines)] == [{"n": 0}, {"n": 1}, {"n": 2}]
 
@@ -95,7 +97,17 @@ async def test_errors_arrive_as_what_they_are(server: ControlServer, path: Path)
 
 
 @pytest.mark.parametrize(
-    "data", [b"\n", b"{}\n", b"[1]\n", b"nonsense\n", b'{"verb": 1}\n', b'{"verb": "echo", "args": []}\n', b"\xff\n", b"[" * 5000 + b"\n"]
+    "data",
+    [
+        b"\n",
+        b"{}\n",
+        b"[1]\n",
+        b"nonsense\n",
+        b'{"verb": 1}\n',
+        b'{"verb": "echo", "args": []}\n',
+        b"\xff\n",
+        b"[" * 5000 + b"\n",
+    ],
 )
 async def test_bytes_that_are_no_request(server: ControlServer, path: Path, data: bytes) -> None:
     (answer,) = await raw(path, data)
@@ -151,7 +163,7 @@ async def test_group(path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     assert path.stat().st_gid == os.getegid()
     await server.close()
-    with pytest.raises(HostError, match='control.group: this host has no group "no such group"'):
+    with pytest.raises(HostError, match=r'control\.group: this host has no group "no such group"'):
         await ControlServer(path, VERBS, group="no such group").open()
 
 
@@ -204,7 +216,7 @@ async def test_the_file_of_a_killed_process_is_replaced(path: Path) -> None:
     path.parent.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
-    with pytest.raises(NodeNotRunningError, match="nobody answers on .*which a killed process left behind"):
+    with pytest.raises(NodeNotRunningError, match=r"nobody answers on .*which a killed process left behind"):
         await ask(path, "echo")
     server = ControlServer(path, VERBS)
     await server.open()

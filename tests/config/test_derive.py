@@ -12,10 +12,10 @@ from tests.config_support import KEYS, SHOP, changed, write
 from nlbfarm.config import config_digest, load, secret_digest
 from nlbfarm.config.derive import addresses, policy, settings, vip_specs
 from nlbfarm.config.root import FarmConfig
+from nlbfarm.core.group_mac import group_mac
 from nlbfarm.core.hashing import group_seed
 from nlbfarm.core.policy import Affinity, Mode
 from nlbfarm.core.settings import Partition
-from nlbfarm.vip import group_mac
 
 
 @pytest.fixture
@@ -26,7 +26,10 @@ def config(tmp_path: Path) -> FarmConfig:
             changed(
                 (
                     "[[checkers]]",
-                    '[[rules]]\nname = "api"\nvip = "192.0.2.100"\nports = [9, 8]\nmode = "failover"\n\n[[checkers]]',
+                    (
+                        '[[rules]]\nname = "api"\nvip = "192.0.2.100"\nports = [9, 8]\n'
+                        'mode = "failover"\n\n[[checkers]]'
+                    ),
                 ),
                 ('name = "web2"', 'name = "web2"\npower = 3\npowers = {api = 5}'),
             ),

@@ -119,7 +119,7 @@ def test_who_am_i(config: FarmConfig) -> None:
     ):
         identify(config, None, host())
     both = host(eth0=interface("192.0.2.11/24", "192.0.2.12/24"))
-    with pytest.raises(HostError, match="several nodes .*say which with --node NAME"):
+    with pytest.raises(HostError, match=r"several nodes .*say which with --node NAME"):
         identify(config, None, both)
 
 

@@ -1,14 +1,14 @@
 """Plans that are too large for a heartbeat."""
 
 import pytest
-
 from tests.core.words import plan
+
 from nlbfarm.core.fetch import PlanFetch, answer
 from nlbfarm.core.wire import Plan, PlanChunk, plan_digest
 from nlbfarm.errors import PeerError
 
 LARGE = Plan(
-    plan(5, {node: 1 for node in range(1, 33)}).view,
+    plan(5, dict.fromkeys(range(1, 33), 1)).view,
     tuple(tuple((bucket + shift) % 32 + 1 for bucket in range(256)) for shift in range(8)),
 )
 

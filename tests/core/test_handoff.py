@@ -1,6 +1,7 @@
 """Rule 3: release, then acquire (I1)."""
 
 from tests.core.words import plan, settings, word
+
 from nlbfarm.core.buckets import ALL
 from nlbfarm.core.handoff import acquirable, everybody_knows
 from nlbfarm.core.hearing import Peer

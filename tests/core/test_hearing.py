@@ -1,6 +1,7 @@
 """Rule 1: who is heard, and who acknowledges."""
 
 from tests.core.words import settings, word
+
 from nlbfarm.core.hearing import SENT_KEPT, Arrival, Hearing
 
 
@@ -79,7 +80,7 @@ def test_a_new_life_starts_from_nothing() -> None:
     peers = hearing()
     peers.sent(1, 1.0)
     peers.arrived(word(2, 900, hears={1: (7, 1)}), 0, 1.1, 7)
-    assert peers.arrived(word(2, 1, incarnation=2), 0, 2.0, 7) is Arrival.FRESH
+    assert peers.arrived(word(2, 1, incarnation=2), 0, 2.0, 7) is Arrival.NEWS
     peer = peers.peers[2]
     assert (peer.first_heard, peer.acked_at, peer.networks) == (2.0, None, {0: (1, 2.0)})
 

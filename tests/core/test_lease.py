@@ -1,8 +1,8 @@
 """Rule 4: until when the filter may accept."""
 
 import pytest
-
 from tests.core.words import plan, settings, word
+
 from nlbfarm.core.hearing import Peer
 from nlbfarm.core.lease import lease_end
 from nlbfarm.core.settings import Partition

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.core.words import plan, settings, word
 
 from nlbfarm.core.buckets import ALL
 from nlbfarm.core.commands import (
@@ -30,7 +31,6 @@ from nlbfarm.core.events import (
 from nlbfarm.core.node import Node
 from nlbfarm.core.settings import Settings
 from nlbfarm.core.wire import Epoch, Heartbeat, NodeState
-from tests.core.words import plan, settings, word
 
 PAIR = {1: "web1", 2: "web2"}
 
@@ -319,3 +319,17 @@ def test_a_peer_configured_otherwise_is_not_taken_in() -> None:
     assert [member.node for member in play.node.membership.plan.view.members] == [1]
     assert play.node.holding == (ALL,)
     assert play.node.lease_until > play.now
+
+
+def test_a_lost_network_is_a_warning_and_nothing_else() -> None:
+    play = alone()
+    told: list[Command] = []
+    for sequence in range(1, 15):
+        heard = word(2, sequence, hears={1: (play.node.incarnation, play.node.sequence)})
+        told += play.hear(heard)
+        if sequence < 5 or sequence > 12:
+            told += play.feed(MessageArrived(heard, 1, play.now))
+        told += play.run(0.1)
+    events = [(c.event, c.fields["network"]) for c in of(Report, told) if "network" in c.event]  # type: ignore[attr-defined]
+    assert events == [("peer.network_lost", 1), ("peer.network_back", 1)]
+    assert not [c for c in of(Report, told) if c.event == "peer.lost"]  # type: ignore[attr-defined]

@@ -34,6 +34,7 @@ ALLOWED = frozenset(
         "ipaddress",
         "itertools",
         "math",
+        "re",
         "operator",
         "struct",
         "types",

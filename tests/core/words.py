@@ -5,6 +5,7 @@ from __future__ import annotations
 from nlbfarm.core.settings import Settings
 from nlbfarm.core.wire import Echo, Epoch, Heartbeat, Member, NodeState, Plan, View, plan_digest
 
+NONE = Epoch()
 NAMES = {1: "web1", 2: "web2", 3: "web3"}
 
 
@@ -39,7 +40,7 @@ def word(
     incarnation: int = 1,
     follows: Plan | None = None,
     defers: View | None = None,
-    known: Epoch = Epoch(),
+    known: Epoch = NONE,
     hears: dict[int, tuple[int, int]] | None = None,
     state: NodeState = NodeState.UP,
     holding: int = 0,

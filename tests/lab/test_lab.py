@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import psutil
 import pytest
 
 from nlbfarm.core.buckets import BUCKETS
-from nlbfarm.lab import Lab, LabError, Probing, hoststate, topology
+from nlbfarm.lab import Lab, LabError, Probing, topology
 from nlbfarm.lab.servers import SERVERS, choose
 from nlbfarm.lab.world import inhabitants
 
@@ -195,12 +194,3 @@ def test_what_fails_inside_is_an_error_that_says_what(by_hand: Lab) -> None:
         by_hand.world.call("run", argv=["no-such-program"])
     with pytest.raises(LabError, match="s in vain for pigs to fly"):
         by_hand.wait_for(lambda: None, 0.1, "pigs to fly")
-
-
-def test_states_compare_by_section() -> None:
-    before = hoststate.HostState({"addresses": {"eth0 192.0.2.1/24": "global"}, "ruleset": {}})
-    after = hoststate.HostState({"addresses": {}, "ruleset": {"table inet x": "table inet x {\n}"}})
-    assert [line.split(":")[0] for line in itertools.chain(hoststate.difference(before, after))] == [
-        "addresses",
-        "ruleset",
-    ]

@@ -130,6 +130,21 @@ def _body(facts: PacketFacts, rng: random.Random, tcp: Tcp | None) -> bytes:
     return rng.randbytes(24)
 
 
+def fragments(data: bytes, size: int) -> list[bytes]:
+    """Cut a frame with an IPv4 packet into fragments of ``size`` bytes of payload, a multiple of 8."""
+    ethernet, header, payload = data[:14], data[14:34], data[34:]
+    pieces = []
+    for offset in range(0, len(payload), size):
+        piece = payload[offset : offset + size]
+        more = 0x2000 if offset + size < len(payload) else 0
+        start = header[:2] + struct.pack(
+            "!HHH", 20 + len(piece), *struct.unpack("!H", header[4:6]), more | offset // 8
+        )
+        cut = start + header[8:10] + b"\0\0" + header[12:]
+        pieces.append(ethernet + cut[:10] + struct.pack("!H", checksum(cut)) + cut[12:] + piece)
+    return pieces
+
+
 class Bench:
     """A node with the interface eth0, and the wire that leads to it."""
 
@@ -203,11 +218,15 @@ class Bench:
     def send(self, facts: PacketFacts, tcp: Tcp | None = None, *, mac: str = NODE_MAC) -> int:
         """Put one packet on the wire; returns its number."""
         number = self.number()
-        data = frame(facts, number, self.rng, tcp, mac=mac)
+        self.put(frame(facts, number, self.rng, tcp, mac=mac))
+        return number
+
+    def put(self, data: bytes) -> None:
+        """Put a frame on the wire."""
         while True:
             try:
                 self._wire.send(data)
-                return number
+                return
             except (BlockingIOError, OSError) as error:
                 if not isinstance(error, BlockingIOError) and error.errno != 105:  # ENOBUFS
                     raise

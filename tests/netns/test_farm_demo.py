@@ -92,7 +92,9 @@ def interpreter_for_everybody() -> str | None:
 
 def as_nobody(argv: list[str], timeout: float = 30) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all", "--"]
+    become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
+    # setpriv itself still holds root's rights when it starts a program; the shell in between does not.
+    become += ["sh", "-c", 'exec "$@"', "sh"]
     return subprocess.run(
         [*become, *argv],
         capture_output=True,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from tests.netns.packets import NODE_MAC, Bench, Tcp
+from tests.netns.packets import NODE_MAC, Bench, Tcp, fragments, frame
 
 from nlbfarm.backends.nftables import NftablesBackend
 from nlbfarm.core.buckets import ALL, BUCKETS, BucketState, BucketStates
@@ -202,6 +202,42 @@ async def test_verdicts_of_random_packets_are_those_of_the_oracle(bench: Bench, 
 @asynccontextmanager
 async def nothing() -> AsyncIterator[None]:
     yield
+
+
+async def test_fragments_follow_their_first_fragment(bench: Bench, rng: random.Random) -> None:
+    async with opened() as backend:
+        states = random_states(rng)
+        await backend.apply(states)
+        bench.forget()
+        sent: dict[int, PacketFacts] = {}
+        lone: list[int] = []
+        async with leased(backend):
+            for _ in range(200):
+                client = IPv4Address(rng.randrange(0x0B000000, 0x7E000000))
+                facts = PacketFacts("eth0", client, VIP, Protocol.UDP, rng.randrange(1, 65536), 443)
+                number = bench.number()
+                pieces = fragments(frame(facts, number, random.Random(number)), 8)
+                if len(pieces) == 1:
+                    continue
+                if rng.random() < 0.2:
+                    lone.append(number)
+                    del pieces[0]
+                else:
+                    sent[number] = facts
+                rng.shuffle(pieces)
+                for piece in pieces:
+                    bench.put(piece)
+            bench.settle()
+        passed = bench.seen(4)
+    wrong = [
+        facts
+        for number, facts in sent.items()
+        if decide(POLICY, states, True, facts).accepted != (number in passed)
+    ]
+    assert not wrong
+    assert len(sent) > 50
+    assert lone
+    assert not passed & set(lone), "a fragment passed whose first was never seen"
 
 
 class Held:

@@ -27,10 +27,11 @@ from tests.netns.vip_support import (
     until,
 )
 
+from nlbfarm.core.group_mac import group_mac
 from nlbfarm.core.policy import IPAddress
 from nlbfarm.errors import HostError, UsageError
 from nlbfarm.testing.vip import check_vip_manager
-from nlbfarm.vip import LinuxVIPManager, group_mac
+from nlbfarm.vip import LinuxVIPManager
 
 pytestmark = pytest.mark.netns
 GROUP = group_mac(VIP)

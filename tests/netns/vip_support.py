@@ -16,8 +16,8 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+from nlbfarm.core.group_mac import group_mac
 from nlbfarm.interfaces import VipSpec
-from nlbfarm.vip import group_mac
 
 VIP = IPv4Address("192.0.2.100")
 _CLONE_NEWNET = 0x40000000

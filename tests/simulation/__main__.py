@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import time
 
-from nlbfarm.testing.farm import Violation
 from tests.simulation.schedules import run_schedule
+
+from nlbfarm.testing.farm import ViolationError
 
 
 def main(first: int, last: int) -> int:
@@ -16,7 +17,7 @@ def main(first: int, last: int) -> int:
     for seed in range(first, last):
         try:
             run_schedule(seed)
-        except Violation as violation:
+        except ViolationError as violation:
             broken.append(seed)
             print(violation, file=sys.stderr)
     print(f"{last - first} schedules, {len(broken)} broken {broken[:20]}, {time.monotonic() - begun:.0f} s")

@@ -16,7 +16,7 @@ def run_schedule(seed: int, most_nodes: int = 6) -> SimulatedFarm:
     """Start a farm, do things to it, make the network whole, start every node, and check the invariants.
 
     Raises:
-        Violation: An invariant does not hold.
+        ViolationError: An invariant does not hold.
     """
     rng = random.Random(seed)
     nodes = rng.randint(2, most_nodes)

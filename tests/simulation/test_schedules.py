@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
+from tests.simulation.schedules import run_schedule
 
 from nlbfarm.core.buckets import ALL
 from nlbfarm.core.settings import Partition
 from nlbfarm.core.wire import NodeState
-from nlbfarm.testing.farm import SimulatedFarm, Violation
-from tests.simulation.schedules import run_schedule
+from nlbfarm.testing.farm import SimulatedFarm, ViolationError
 
 SCHEDULES = 60
 """How many a run of the tests takes; ``python -m tests.simulation FIRST LAST`` takes more."""
@@ -41,7 +41,7 @@ def first_time_served(farm: SimulatedFarm, until: float) -> float:
             served |= host.accepts(0, farm.now)
         if served == ALL:
             return farm.now
-    raise Violation(f"not whole by {until}")
+    raise ViolationError(f"not whole by {until}")
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -59,11 +59,11 @@ def test_schedules_that_once_broke_them(seed: int) -> None:
 def test_the_checks_can_fail() -> None:
     farm = started()
     farm.hosts[2].own = (farm.hosts[1].own[0],)
-    with pytest.raises(Violation, match="seed 1, .*I1: group 0 is accepted by 1 and 2"):
+    with pytest.raises(ViolationError, match=r"seed 1, .*I1: group 0 is accepted by 1 and 2"):
         farm.run(3.0)
     farm = started()
     farm.hosts[2].own = (0,)
-    with pytest.raises(Violation, match="85 buckets are accepted by nobody"):
+    with pytest.raises(ViolationError, match="85 buckets are accepted by nobody"):
         farm.check_whole()
 
 

@@ -16,8 +16,9 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+from nlbfarm.core.group_mac import group_mac
 from nlbfarm.interfaces import VipSpec
-from nlbfarm.vip import LinuxVIPManager, group_mac
+from nlbfarm.vip import LinuxVIPManager
 from nlbfarm.vip.journal import Entry, Journal
 
 VIPS = (IPv4Address("192.0.2.100"), IPv4Address("192.0.2.101"))

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from nlbfarm.core.group_mac import group_mac
 from nlbfarm.core.policy import IPAddress
 from nlbfarm.errors import HostError, UsageError
 from nlbfarm.interfaces import VipSpec
 from nlbfarm.testing.vip import check_vip_manager
-from nlbfarm.vip import LinuxVIPManager, MemoryHost, MemoryVIPManager, group_mac
+from nlbfarm.vip import LinuxVIPManager, MemoryHost, MemoryVIPManager
 from nlbfarm.vip.checks import check_specs
 
 VIP = IPv4Address("192.0.2.100")

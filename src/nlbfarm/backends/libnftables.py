@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import json
-import socket
 import threading
 from typing import Any
 
+from nlbfarm.backends.netlink import NetlinkTables
 from nlbfarm.errors import HostError
 
 __all__ = ["LIBRARY", "Nftables", "NftablesError"]
@@ -20,7 +20,6 @@ __all__ = ["LIBRARY", "Nftables", "NftablesError"]
 LIBRARY = "libnftables.so.1"
 """Name of the library, with the version of its interface."""
 
-_NETLINK_NETFILTER = 12  # linux/netlink.h; not in the socket module
 _OUTPUT_JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON
 
 # The library parses with static state in places (counters, symbol tables): one call at a time in a process.
@@ -79,13 +78,7 @@ class Nftables:
     def __init__(self) -> None:
         self._library = _load()
         # nft_ctx_new calls exit(3) when it cannot open its socket, so find that out first.
-        try:
-            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER).close()
-        except OSError as error:
-            raise HostError(
-                f"this kernel has no netfilter netlink ({error}): "
-                "nftables needs CONFIG_NETFILTER_NETLINK and CONFIG_NF_TABLES"
-            ) from error
+        NetlinkTables().close()
         with _LOCK:
             self._context: Any = self._library.nft_ctx_new(0)
             if not self._context:

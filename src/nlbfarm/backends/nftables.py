@@ -153,7 +153,7 @@ class NftablesBackend(FilterBackend):
         self._marks = marks
         self._damaged = False
         since = heard[ours[-1] + 1 :] if ours else []
-        foreign = [change for change in since if change.port_id != self._port_id]
+        foreign = self._by_others(since)
         if foreign:  # what table.build recorded may have been their work already, so do not compare
             assert self._loop is not None
             self._loop.call_soon(self._damage, _sentence(foreign[0]))
@@ -174,13 +174,17 @@ class NftablesBackend(FilterBackend):
             self._look()
 
     def _judge(self, changes: Sequence[Change]) -> None:
-        foreign = [change for change in changes if change.port_id != self._port_id]
+        foreign = self._by_others(changes)
         for change in foreign:
             if change.removed:
                 self._damage(_sentence(change))
         if foreign:
             # libnftables might have opened another socket: have a look before an alarm.
             self._look()
+
+    def _by_others(self, changes: Sequence[Change]) -> list[Change]:
+        ours = {self._port_id, self._opened().port_id}
+        return [change for change in changes if change.port_id not in ours]
 
     def _look(self) -> None:
         if self._loop is None or self._damaged:

@@ -26,12 +26,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from nlbfarm.backends.marks import LABEL_BIT, LEASES_MS, RENEW_PORT, Marks
+from nlbfarm.backends.netlink import MapChange
 from nlbfarm.core.buckets import BucketState, BucketStates, bits
 from nlbfarm.core.policy import Affinity, FilterPolicy, Group, Mode, Rule, Vip
 from nlbfarm.errors import UsageError
 
 __all__ = [
-    "apply_script",
+    "changes",
     "close_script",
     "counter_names",
     "elements",
@@ -84,9 +85,9 @@ def counter_names(policy: FilterPolicy) -> Iterator[tuple[str, str | None, str]]
 
 
 def elements(index: int, states: BucketStates) -> dict[int, str]:
-    """Return the elements of a group's map: bucket to verdict. ``FOREIGN`` buckets have none."""
+    """Return the elements of a group's map: bucket to chain. ``FOREIGN`` buckets have none."""
     pairs = (
-        (bucket, f"goto g{index}_{_VERDICT_CHAINS[state]}")
+        (bucket, f"g{index}_{_VERDICT_CHAINS[state]}")
         for state, bitmap in (
             (BucketState.OWN, states.own),
             (BucketState.ADOPT, states.adopt),
@@ -103,17 +104,16 @@ def close_script(farm: str) -> str:
     return f"add table inet {table}\ndelete table inet {table}\n"
 
 
-def apply_script(
+def changes(
     policy: FilterPolicy, before: Mapping[str, BucketStates], after: Mapping[str, BucketStates]
-) -> str:
-    """Render the change of bucket states: only the buckets that differ; empty if none does.
+) -> list[MapChange]:
+    """Return what changes in the groups' maps: only the buckets whose state differs.
 
     Args:
         policy: The policy that the table was opened with.
         before, after: States by group; a group left out is all ``FOREIGN``.
     """
-    table = table_name(policy.farm)
-    lines = []
+    found = []
     for index, group in enumerate(policy.groups):
         earlier, later = (states.get(group.name, BucketStates()) for states in (before, after))
         if group.mode is Mode.BLOCKED or earlier == later:
@@ -121,12 +121,8 @@ def apply_script(
         old, new = elements(index, earlier), elements(index, later)
         gone = [bucket for bucket, chain in old.items() if new.get(bucket) != chain]
         come = {bucket: chain for bucket, chain in new.items() if old.get(bucket) != chain}
-        name = group_map(index)
-        if gone:
-            lines.append(f"delete element inet {table} {name} {{ {', '.join(map(str, gone))} }}")
-        if come:
-            lines.append(f"add element inet {table} {name} {{ {_verdicts(come)} }}")
-    return "".join(line + "\n" for line in lines)
+        found.append(MapChange(group_map(index), gone, come))
+    return found
 
 
 def open_script(
@@ -348,7 +344,8 @@ def _states(
         tracked[marks.drain(index)] = f"goto g{index}_drain_tracked"
         # Every key is there or not: a hash of fixed size, one probe, where intervals would be a tree.
         chosen = elements(index, states.get(group.name, BucketStates()))
-        yield from _map(group_map(index), "mark", chosen, size=256)
+        verdicts = {bucket: f"goto {chain}" for bucket, chain in chosen.items()}
+        yield from _map(group_map(index), "mark", verdicts, size=256)
     yield from _map("carried", "mark", tracked)
     yield from _chain(
         "tracked",

@@ -10,8 +10,9 @@ from typing import Any
 
 from nlbfarm.backends.libnftables import Nftables, NftablesError
 from nlbfarm.backends.marks import LABEL_BIT, Marks
+from nlbfarm.backends.netlink import NetlinkTables
 from nlbfarm.backends.render import (
-    apply_script,
+    changes,
     close_script,
     counter_names,
     elements,
@@ -92,12 +93,18 @@ class Table:
 
     def __init__(self, policy: FilterPolicy) -> None:
         self._nft = Nftables()
+        self._netlink = NetlinkTables()
         self._policy = policy
         self._name = table_name(policy.farm)
         self._states: Mapping[str, BucketStates] = {}
         self._shape: list[str] = []
         self._counted: dict[str, int] = {}  # by earlier lives of the table
         self._latest: dict[str, int] = {}  # by this life of it, when last read
+
+    @property
+    def port_id(self) -> int:
+        """By which notifications name the changes that ``apply`` makes."""
+        return self._netlink.port_id
 
     def build(self) -> Marks:
         """Put the table in place, closed, with the last applied states, instead of any that is there.
@@ -108,10 +115,7 @@ class Table:
         Raises:
             HostError: It was refused, and why; nothing was changed.
         """
-        try:
-            self._read_counters()
-        except NftablesError:
-            pass  # there is no table yet, or no longer: what was last read has to do
+        self._read_counters()
         marks = Marks(secrets.randbelow((1 << 20) - (1 << 16)) + (1 << 16))
         script = open_script(self._policy, self._states, marks, socket_match=self._socket_match())
         try:
@@ -134,9 +138,7 @@ class Table:
         strange = states.keys() - {group.name for group in self._policy.groups}
         if strange:
             raise UsageError(f"no group of this policy: {', '.join(sorted(strange))}")
-        script = apply_script(self._policy, self._states, states)
-        if script:
-            self._nft.run(script)
+        self._netlink.change(self._name, changes(self._policy, self._states, states))
         self._states = dict(states)
 
     def difference(self) -> str:
@@ -152,10 +154,7 @@ class Table:
 
     def counters(self) -> FilterCounters:
         """Read the counters, those of earlier lives of the table included."""
-        try:
-            self._read_counters()
-        except NftablesError:
-            pass  # the table is gone, and whoever watches it knows
+        self._read_counters()
         groups: dict[str, dict[str, int]] = {}
         other: dict[str, int] = {}
         for name, group, verdict in counter_names(self._policy):
@@ -173,6 +172,7 @@ class Table:
             self._nft.run(close_script(self._policy.farm))
         finally:
             self._nft.close()
+            self._netlink.close()
 
     def _socket_match(self) -> bool:
         try:
@@ -185,9 +185,7 @@ class Table:
             return True  # conntrack is not loaded yet; 1 is its default
 
     def _read_counters(self) -> None:
-        for item in self._nft.read(f"list counters table inet {self._name}"):
-            if "counter" in item:
-                self._latest[item["counter"]["name"]] = item["counter"]["packets"]
+        self._latest.update(self._netlink.counters(self._name))
 
     def _read_shape(self) -> list[str]:
         """Return all that is in the table, comparable: without counts, leases and what ``apply`` changes."""
@@ -217,5 +215,5 @@ class Table:
         """Return what is in a group's map and should not be, and the other way round."""
         group = self._policy.groups[index].name
         expected = elements(index, self._states.get(group, BucketStates()))
-        kernel = {bucket: f"goto {verdict['goto']['target']}" for bucket, verdict in found}
+        kernel = {bucket: verdict["goto"]["target"] for bucket, verdict in found}
         return sorted(set(kernel.items()) ^ set(expected.items()))

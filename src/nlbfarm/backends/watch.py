@@ -10,15 +10,14 @@ from __future__ import annotations
 import errno
 import itertools
 import socket
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from nlbfarm.backends.netlink import NETLINK_NETFILTER, NFPROTO_INET, SUBSYSTEM, attributes, messages
 from nlbfarm.errors import HostError
 
 __all__ = ["Change", "TableWatch"]
 
-_NETLINK_NETFILTER = 12
 _SOL_NETLINK = 270
 _NETLINK_ADD_MEMBERSHIP = 1
 _NFNLGRP_NFTABLES = 7
@@ -26,8 +25,7 @@ _SO_RCVBUFFORCE = 33
 _RECEIVE_BUFFER = 4 << 20  # a foreign ruleset with some 10,000 elements, loaded at once
 _DATAGRAMS_A_TURN = 64
 
-_NFNL_SUBSYS_NFTABLES = 10
-_NFPROTO_INET = 1
+_GENERIC_SIZE = 4  # struct nfgenmsg
 _NAME_OF_TABLE = 1  # NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, NFTA_SET_TABLE, ... are all 1
 _NEWTABLE, _DELTABLE = 0, 2
 _KINDS = {
@@ -46,10 +44,6 @@ _KINDS = {
     22: "flowtable added",
     24: "flowtable removed",
 }
-
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
-_GENERIC = struct.Struct("=BBH")  # struct nfgenmsg
-_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +79,7 @@ class TableWatch:
             self._socket = socket.socket(
                 socket.AF_NETLINK,
                 socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
-                _NETLINK_NETFILTER,
+                NETLINK_NETFILTER,
             )
         except OSError as error:
             raise HostError(f"this kernel has no netfilter netlink ({error})") from error
@@ -137,27 +131,12 @@ class TableWatch:
 
 
 def _changes(data: bytes, name: bytes) -> Iterator[Change]:
-    offset = 0
-    while offset + _HEADER.size <= len(data):
-        length, kind, _, _, port_id = _HEADER.unpack_from(data, offset)
-        if length < _HEADER.size:
-            return
-        message = data[offset + _HEADER.size : offset + length]
-        offset += (length + 3) & ~3
+    for kind, _, _, port_id, payload in messages(data):
         verb = kind & 0xFF
-        if kind >> 8 != _NFNL_SUBSYS_NFTABLES or verb not in _KINDS or len(message) < _GENERIC.size:
+        if kind >> 8 != SUBSYSTEM or verb not in _KINDS or payload[:1] != bytes([NFPROTO_INET]):
             continue
-        if message[0] == _NFPROTO_INET and _table_of(message[_GENERIC.size :]) == name:
+        table = next(
+            (value for key, value in attributes(payload[_GENERIC_SIZE:]) if key == _NAME_OF_TABLE), b""
+        )
+        if table == name:
             yield Change(port_id, _KINDS[verb], verb == _NEWTABLE, verb == _DELTABLE)
-
-
-def _table_of(attributes: bytes) -> bytes:
-    offset = 0
-    while offset + _ATTRIBUTE.size <= len(attributes):
-        length, kind = _ATTRIBUTE.unpack_from(attributes, offset)
-        if length < _ATTRIBUTE.size:
-            break
-        if kind & 0x3FFF == _NAME_OF_TABLE:  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
-            return attributes[offset + _ATTRIBUTE.size : offset + length]
-        offset += (length + 3) & ~3
-    return b""

@@ -1,11 +1,11 @@
 """``nlbfarm-node``: the command line of a node.
 
-- ``common``    exit codes, options that several verbs have, which farm is meant
-- ``run``       ``run``: the node itself
-- ``check``     ``check``, ``keygen``, ``backends``: before a node runs
-- ``look``      ``status``, ``buckets``, ``explain``: ask a running node; ``tables``: how it is shown
-- ``cleanup``   ``cleanup``: after a node was killed
-- ``demo``      the demo's story; needs the extra ``lab``
+- ``common``     exit codes, options that several verbs have, which farm is meant
+- ``running``    ``run``: the node itself
+- ``checking``   ``check``, ``keygen``, ``backends``: before a node runs
+- ``look``       ``status``, ``buckets``, ``explain``: ask a running node; ``tables``: how it is shown
+- ``leftovers``  ``cleanup``: after a node was killed
+- ``demo``       the demo's story; needs the extra ``lab``
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import NoReturn
 
 import click
 
-from nlbfarm.cli.check import backends, check, keygen
-from nlbfarm.cli.cleanup import cleanup
+from nlbfarm.cli.checking import backends, check, keygen
 from nlbfarm.cli.common import Verbs
+from nlbfarm.cli.leftovers import cleanup
 from nlbfarm.cli.look import buckets, explain, status
-from nlbfarm.cli.run import run
+from nlbfarm.cli.running import run
 from nlbfarm.errors import HostError
 
 __all__ = ["cli", "main"]

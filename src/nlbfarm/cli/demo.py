@@ -73,7 +73,10 @@ def run_demo(nodes: int, server: str, backend: str, json_file: Path | None, keep
     failures = results.failures()
     for failure in failures:
         console.print(f"Goal missed: {failure}", style="red", markup=False)
-    if not failures:
+    if failures:
+        for node, log in results.logs.items():
+            console.print(f"The log of {node}:\n{log.strip()}", markup=False, soft_wrap=True)
+    else:
         console.print("Every goal was reached.", style="green")
     return 1 if failures else 0
 
@@ -90,6 +93,7 @@ def _tell(console: Console, nodes: int, server: str, backend: str, keep: bool) -
         with _live(console, story):
             story.run()
         if keep:
+            console.print(_table(story.results, running=True))
             _keep(console, lab)
         story.finish()
     console.print(_table(story.results))
@@ -134,6 +138,8 @@ class _Picture:
                 }
             )
             self._before = (seen, totals)
+        if not seen:
+            return Group()  # the client has not started
         lines = []
         for first in range(0, len(latest), _ROW):
             line = Text("  ")
@@ -150,7 +156,7 @@ class _Picture:
         return Group(Text(""), *lines, legend)
 
 
-def _table(results: Results) -> Table:
+def _table(results: Results, *, running: bool = False) -> Table:
     from rich.table import Table
 
     table = Table(title="What was measured", title_justify="left", show_header=False)
@@ -177,9 +183,9 @@ def _table(results: Results) -> Table:
     if rejoin := results.rejoin:
         table.add_row("back again", f"{rejoin.seconds:.1f} s, {rejoin.moved_buckets} buckets moved")
         table.add_row("requests failed meanwhile", str(rejoin.requests_failed))
-    table.add_row(
-        "left behind on this host", "nothing" if not results.leftovers else f"{len(results.leftovers)} things"
-    )
+    if not running:
+        left = f"{len(results.leftovers)} things" if results.leftovers else "nothing"
+        table.add_row("left behind on this host", left)
     return table
 
 

@@ -27,7 +27,7 @@ from nlbfarm.config.types import Section, nearest, shown
 from nlbfarm.config.vips import Vip
 from nlbfarm.errors import Problem
 
-__all__ = ["Draft", "Entry", "join", "read"]
+__all__ = ["Draft", "Entry", "field_reader", "join", "read"]
 
 SINGLE: Mapping[str, type[Section]] = {
     "farm": Farm,
@@ -235,7 +235,8 @@ def _message(model: type[Section], error: Mapping[str, Any]) -> str:
 
 
 @cache
-def _field_reader(model: type[Section], key: str) -> TypeAdapter[Any]:
+def field_reader(model: type[Section], key: str) -> TypeAdapter[Any]:
+    """Return what reads the value of one key of a table by itself."""
     info = model.model_fields[key]
     kind: Any = info.annotation
     for extra in info.metadata:
@@ -251,7 +252,7 @@ def _good_values(
         if key in bad:
             continue
         if key in raw:
-            values[key] = _field_reader(model, key).validate_python(raw[key], context=dict(context))
+            values[key] = field_reader(model, key).validate_python(raw[key], context=dict(context))
         else:
             values[key] = info.get_default(call_default_factory=True)
     return values

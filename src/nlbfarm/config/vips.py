@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, PlainSerializer
 
 from nlbfarm.config.types import GroupMac, InterfaceName, Section, choice, unsupported
 from nlbfarm.config.types import unicast as parse_unicast
+from nlbfarm.core.group_mac import group_mac
 from nlbfarm.core.policy import IPAddress
 
 __all__ = ["Delivery", "Uncovered", "Vip"]
@@ -58,9 +59,5 @@ class Vip(Section):
 
     @property
     def group_mac(self) -> str:
-        """The multicast MAC that clients send to, given or made from the address.
-
-        ``01:00:5e:7f:x:y`` with the last two bytes of the address, as the IGMP multicast mode of
-        Windows NLB makes it: the MAC of the multicast group 239.127.x.y (RFC 1112 section 6.4).
-        """
-        return self.mac or "01:00:5e:7f:{:02x}:{:02x}".format(*self.address.packed[-2:])
+        """The multicast MAC that clients send to, given or made from the address."""
+        return self.mac or group_mac(self.address)

@@ -8,6 +8,7 @@
 - ``messages``    what nodes tell one another; ``plans`` and ``wire``: as authenticated bytes
 - ``settings``    what a node is told at its start
 - ``hearing``     who is heard, who acknowledges (rule 1)
+- ``group_mac``    the multicast MAC of a VIP
 - ``views``       comparing views, largest sets that all hear one another
 - ``membership``  who is in, who leads, which view wins (rules 2 and 5)
 - ``solitude``    alone or deaf? (rule 5)

@@ -21,8 +21,10 @@ SENT_KEPT = 512
 class Arrival(enum.Enum):
     """What a heartbeat turned out to be."""
 
-    FRESH = "fresh"
-    """The newest word of this peer."""
+    NEWS = "news"
+    """The newest word of this peer, and something in it, or in how we stand to it, has changed."""
+    SAME = "same"
+    """The newest word of this peer, in time; only its numbers have grown: nothing has to be judged anew."""
     DUPLICATE = "duplicate"
     """Already known, or overtaken: it came over another network, or the network reordered it."""
     OLD_LIFE = "old-life"
@@ -118,7 +120,9 @@ class Hearing:
             peer.networks[network] = (heartbeat.sequence, at)
         if not fresh:
             return Arrival.DUPLICATE
-        if at - peer.last_heard > self._settings.detection:
+        before, acked_before = peer.heartbeat, peer.acked_at
+        gap = at - peer.last_heard
+        if gap > self._settings.detection:
             peer.first_heard = at
             peer.acked_at = None
         peer.heartbeat = heartbeat
@@ -129,7 +133,9 @@ class Hearing:
                 if sent_at is not None and echo.sequence > peer.acked_sequence:
                     peer.acked_sequence = echo.sequence
                     peer.acked_at = sent_at
-        return Arrival.FRESH
+        interval = self._settings.interval
+        prompt = gap < 2 * interval and acked_before is not None and at - acked_before < 2 * interval
+        return Arrival.SAME if prompt and _says_the_same(heartbeat, before) else Arrival.NEWS
 
     def lost_at(self, peer: Peer) -> float:
         """Return when ``peer`` counts as lost unless it is heard before."""
@@ -142,6 +148,16 @@ class Hearing:
             if now < self.lost_at(peer):
                 yield peer
 
+    def silent_networks(self, now: float) -> set[tuple[int, int]]:
+        """Return the (peer, network) pairs that fell silent while the peer is heard over another network."""
+        detection = self._settings.detection + self.patience
+        return {
+            (peer.node, network)
+            for peer in self.heard(now)
+            for network, (_, at) in peer.networks.items()
+            if now - at >= detection
+        }
+
     def hears_us(self, peer: Peer, now: float) -> bool:
         """Whether ``peer`` has echoed a heartbeat that we sent within the detection time."""
         return peer.acked_at is not None and now - peer.acked_at <= self._settings.detection + self.patience
@@ -150,3 +166,23 @@ class Hearing:
         """Whether the newest acknowledgement of ``peer`` is older than two intervals (rule 4)."""
         since = peer.acked_at if peer.acked_at is not None else peer.first_heard
         return now - since > 2 * self._settings.interval
+
+
+def _says_the_same(word: Heartbeat, before: Heartbeat) -> bool:
+    """Whether two words of one life differ in nothing but sequences and the wish for an answer."""
+    return (
+        word is not before
+        and word.incarnation == before.incarnation
+        and word.state is before.state
+        and word.known_epoch == before.known_epoch
+        and word.inside is before.inside
+        and word.view == before.view
+        and word.plan_digest == before.plan_digest
+        and word.powers == before.powers
+        and word.holding == before.holding
+        and word.draining == before.draining
+        and word.reason == before.reason
+        and word.config_digest == before.config_digest
+        and word.secret_digest == before.secret_digest
+        and [echo[:2] for echo in word.echoes] == [echo[:2] for echo in before.echoes]
+    )

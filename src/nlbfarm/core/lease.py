@@ -15,7 +15,7 @@ from nlbfarm.core.settings import Partition, Settings
 __all__ = ["died", "lease_end", "peer_limit"]
 
 SILENT_INTERVALS = 2.5
-"""A peer silent for this long, which acknowledged us to the last, is taken for dead rather than deaf to us."""
+"""A peer silent for this long that acknowledged us to the last is taken for dead, not for deaf to us."""
 
 
 def died(peer: Peer, now: float, settings: Settings) -> bool:
@@ -56,7 +56,7 @@ def lease_end(heard: Iterable[Peer], now: float, settings: Settings) -> float:
 
 
 def _majority_end(heard: Iterable[Peer], now: float, settings: Settings) -> float:
-    """Return when the last acknowledgement that makes a majority of the configured nodes is no longer fresh."""
+    """Return when too few acknowledgements are fresh for a majority of the configured nodes."""
     needed = len(settings.nodes) // 2
     acknowledged = sorted((peer.acked_at for peer in heard if peer.acked_at is not None), reverse=True)
     if needed == 0:

@@ -261,7 +261,7 @@ class Membership:
         )
 
     def _broken_links(self, own: Own, live: Mapping[int, Peer], now: float) -> dict[int, set[int]]:
-        """Return the pairs of live members of which one no longer hears the other, as their own fresh words say."""
+        """Return the pairs of live members of which one no longer hears the other, as fresh words say."""
         me = self._settings.node
         fresh = FRESH_INTERVALS * self._settings.interval
         broken: dict[int, set[int]] = {}
@@ -367,7 +367,7 @@ class Membership:
         )
 
     def leave(self, now: float, reason: str, by: int) -> None:
-        """Be outside: everything held is to be released. Only a view later than all known can bring it back."""
+        """Be outside, to release everything; only a view later than all known ones can bring it back."""
         if self.plan is None:
             return
         epoch = self.plan.view.epoch

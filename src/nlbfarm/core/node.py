@@ -90,9 +90,12 @@ class Node:
         self._spoken: object = None
         self._said_state: object = None
         self._known: frozenset[int] = frozenset()
+        self._silent: set[tuple[int, int]] = set()
         self._digest: tuple[Plan, bytes] | None = None
         self._mine: tuple[Plan, tuple[Bitmap, ...]] | None = None
         self._out: list[Command] = []
+        self._news = True
+        """Whether the event at hand may change anything; only a heartbeat can be without news."""
 
     # -- what others read ------------------------------------------------------------------
 
@@ -119,7 +122,7 @@ class Node:
         return self.membership.leader(self._own(), heard)
 
     def timer(self) -> float:
-        """Return when ``TimerFired`` is wanted next, seconds on the monotonic clock; never once it has left."""
+        """Return when ``TimerFired`` is wanted next, monotonic seconds; infinity once it has left."""
         return self._due if not self.stopped else inf
 
     # -- events ----------------------------------------------------------------------------
@@ -131,6 +134,7 @@ class Node:
             return self._out
         beat = False
         answer_to: int | None = None
+        self._news = True
         late = now - self._due > self.settings.interval
         if late and not isinstance(event, TimerFired):
             # What was queued meanwhile is read first and judged as a whole when the timer fires (rule 1).
@@ -142,6 +146,12 @@ class Node:
                 beat = self._beat_due(now)
             case _:
                 answer_to = self._absorb(event, now)
+        if not self._news and self._woke_at is None and self.lease_until > now:
+            # Most heartbeats say what the last one said. The next turn judges everything anyway.
+            if answer_to is not None:
+                heard = {peer.node: peer for peer in self.hearing.heard(now)}
+                self._send((answer_to,), False, heard, now)
+            return self._out
         self._step(now, beat, answer_to)
         self._due = self._deadline(now)
         return self._out
@@ -191,15 +201,16 @@ class Node:
             if echo.node == self.settings.node and echo.incarnation > self.incarnation:
                 self._jump(echo.incarnation + 1, now)
         arrival = self.hearing.arrived(message, event.network, event.at, self.incarnation)
-        if arrival is not Arrival.FRESH:
-            if arrival is Arrival.OLD_LIFE:
-                self._out.append(Report("peer.old_life", {"peer": message.sender}, warning=True))
+        self._news = arrival is Arrival.NEWS
+        if arrival is Arrival.OLD_LIFE:
+            self._out.append(Report("peer.old_life", {"peer": message.sender}, warning=True))
+        if arrival in (Arrival.OLD_LIFE, Arrival.DUPLICATE):
             return None
         self.membership.learn_epoch(message)
         return message.sender if message.answer_now else None
 
     def _jump(self, incarnation: int, now: float) -> None:
-        """Start a new life above one that a peer remembers of us (our clock went back, or our file was lost)."""
+        """Start a new life above one that a peer remembers: our clock went back, or our file was lost."""
         self.incarnation = incarnation
         self.sequence = 0
         self.hearing.forget_sent()
@@ -242,6 +253,8 @@ class Node:
         heard = {peer.node: peer for peer in self.hearing.heard(now)}
         change = self._handoff(heard, now)
         self._report(heard)
+        if beat:
+            self._report_networks(now)
         spoken = self._word()
         if beat or spoken != self._spoken:
             overdue = beat and any(self.hearing.overdue(peer, now) for peer in heard.values())
@@ -288,7 +301,7 @@ class Node:
             mine = self._given(plan)
             keep = mine if everybody_knows(plan, settings.node, heard) else (ALL,) * len(mine)
             gain: tuple[Bitmap, ...] = (0,) * len(mine)
-            if running:
+            if running and any(given & ~has for given, has in zip(mine, self.applied, strict=True)):
                 gain = acquirable(
                     plan, mine, membership.known_epoch, membership.inside_since, heard, settings, now
                 )
@@ -303,13 +316,13 @@ class Node:
         return ApplyFilter(self._serial, states)
 
     def _given(self, plan: Plan) -> tuple[Bitmap, ...]:
-        """Return for each group the buckets that ``plan`` gives to this node; worked out once for each plan."""
+        """Return for each group the buckets that ``plan`` gives to this node, worked out once a plan."""
         if self._mine is None or self._mine[0] is not plan:
             self._mine = (plan, tuple(owned_by(owners, self.settings.node) for owners in plan.placements))
         return self._mine[1]
 
     def _may_go(self, plan: Plan, heard: dict[int, Peer], now: float) -> bool:
-        """Whether a stopping node may let go of everything: it holds nothing, nobody else can serve, or time is up."""
+        """Whether a stopping node may let go: it holds nothing, nobody else can serve, or time is up."""
         if not any(self._given(plan)) and not any(self.applied):
             return True
         others = (peer for peer in heard.values() if peer.heartbeat.inside)
@@ -409,6 +422,19 @@ class Node:
         if state != self._said_state:
             self._said_state = state
             self._out.append(Report("node.state", {"state": state[0].name, "reason": state[1]}))
+
+    def _report_networks(self, now: float) -> None:
+        """Tell of heartbeat networks that fell silent or are back; while one is left, nothing else changes."""
+        silent = self.hearing.silent_networks(now)
+        for event, pairs in (
+            ("peer.network_lost", silent - self._silent),
+            ("peer.network_back", self._silent - silent),
+        ):
+            for peer, network in sorted(pairs):
+                if peer in self._known:
+                    fields = {"peer": peer, "name": self.settings.nodes[peer], "network": network}
+                    self._out.append(Report(event, fields, warning=event == "peer.network_lost"))
+        self._silent = silent
 
     def _deadline(self, now: float) -> float:
         """Return when something can next change without an event: a loss, an end of a wait, a heartbeat."""

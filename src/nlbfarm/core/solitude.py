@@ -27,7 +27,7 @@ REFUSED_S = 3.0
 (``icmp_ratelimit``, Documentation/networking/ip-sysctl.rst)."""
 
 SILENCE_BEFORE_PROBE = 3
-"""After so many silent intervals of all peers reachability is probed: the answer is there when they are lost."""
+"""Silent intervals of all peers after which reachability is probed, to have the answer when they are lost."""
 
 
 class Solitude:

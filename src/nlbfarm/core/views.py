@@ -40,10 +40,10 @@ def largest_clique(nodes: Collection[int], broken: Mapping[int, Collection[int]]
         broken: For a node, those that it cannot work with; read in both directions.
     """
     conflicts: dict[int, set[int]] = {node: set() for node in nodes}
-    for node in conflicts:
+    for node, bad in conflicts.items():
         for other in broken.get(node, ()):
             if other in conflicts and other != node:
-                conflicts[node].add(other)
+                bad.add(other)
                 conflicts[other].add(node)
     whole = sorted(node for node, bad in conflicts.items() if not bad)
     troubled = sorted(node for node, bad in conflicts.items() if bad)

@@ -37,7 +37,7 @@ from nlbfarm.core.buckets import BUCKETS
 from nlbfarm.core.hashing import bucket_of, flow_key
 from nlbfarm.core.policy import Affinity
 
-__all__ = ["ABANDON", "Endpoints", "main"]
+__all__ = ["ABANDON", "Endpoints", "body", "main"]
 
 ABANDON = 0.050
 """Seconds after which an unanswered SYN is given up."""
@@ -210,9 +210,9 @@ class _Prober:
             self._done(connection, None, "", errno.errorcode.get(error.errno or 0, str(error)))
             return
         connection.data += chunk
-        body = _body(connection.data)
-        if body is not None:
-            self._done(connection, now, body, "")
+        page = body(connection.data)
+        if page is not None:
+            self._done(connection, now, page, "")
         elif not chunk:
             self._done(connection, None, "", "closed")
 
@@ -291,15 +291,15 @@ class _Prober:
         self._probes, self._held, self._doubles = [], [], []
 
 
-def _body(data: bytes) -> str | None:
+def body(data: bytes) -> str | None:
     """Return the body of a complete HTTP answer, ``None`` if more is to come."""
-    head, separator, body = data.partition(b"\r\n\r\n")
+    head, separator, page = data.partition(b"\r\n\r\n")
     if not separator:
         return None
     for field in head.split(b"\r\n")[1:]:
         name, _, value = field.partition(b":")
         if name.strip().lower() == b"content-length":
-            return body.decode(errors="replace").strip() if len(body) >= int(value) else None
+            return page.decode(errors="replace").strip() if len(page) >= int(value) else None
     return None
 
 

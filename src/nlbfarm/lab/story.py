@@ -73,7 +73,7 @@ class Rejoin:
 
 @dataclass(slots=True)
 class Results:
-    """What the demo measured; ``as_json`` has the stable keys."""
+    """What the demo measured; ``as_json`` has the stable keys. ``logs`` are the nodes', to explain a missed goal."""
 
     nodes: int
     server: str
@@ -85,6 +85,7 @@ class Results:
     rejoin: Rejoin | None = None
     leftovers: list[str] = field(default_factory=list)
     misplaced: list[str] = field(default_factory=list)
+    logs: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return the results under the keys that scripts may rely on."""
@@ -193,6 +194,7 @@ class Story:
 
     def finish(self) -> None:
         """Stop the farm's processes politely, end the lab and note what is left."""
+        self.results.logs = {node: self.lab.log(node) for node in self.lab.names}
         for node in self.lab.running:
             self._tell(f"stopping {node}")
             code = self.lab.stop(node)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["main"]
+__all__ = ["listen", "main"]
 
 _BACKLOG = 1024
 _LONGEST_HEAD = 16_384
@@ -61,12 +61,16 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
 
 
-async def _serve(port: int, directory: Path) -> None:
+async def listen(host: str, port: int, directory: Path) -> asyncio.Server:
+    """Serve the files of ``directory``, ``index.html`` also as ``/``, until the server is closed."""
     pages = {b"/" + path.name.encode(): path.read_bytes() for path in directory.iterdir()}
     pages[b"/"] = pages[b"/index.html"]
-    server = await asyncio.get_running_loop().create_server(
-        lambda: _Connection(pages), "", port, backlog=_BACKLOG
-    )
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(lambda: _Connection(pages), host, port, backlog=_BACKLOG)
+
+
+async def _serve(port: int, directory: Path) -> None:
+    server = await listen("", port, directory)
     await server.serve_forever()
 
 

@@ -36,10 +36,10 @@ from nlbfarm.core.policy import Mode
 from nlbfarm.core.settings import Partition, Settings
 from nlbfarm.core.wire import Heartbeat, Message
 
-__all__ = ["SimulatedFarm", "SimulatedHost", "Violation"]
+__all__ = ["SimulatedFarm", "SimulatedHost", "ViolationError"]
 
 
-class Violation(AssertionError):
+class ViolationError(AssertionError):
     """An invariant does not hold; the message has the seed, the time and the newest events."""
 
 
@@ -192,7 +192,7 @@ class SimulatedFarm:
         """Let time pass, checking the invariants after every step.
 
         Raises:
-            Violation: One does not hold.
+            ViolationError: One does not hold.
         """
         while self._heap and self._heap[0][0] <= until:
             self.now, _, action = heapq.heappop(self._heap)
@@ -208,9 +208,9 @@ class SimulatedFarm:
         due, life = max(host.core.timer(), self.now), host.life
 
         def fire() -> None:
-            if host.life == life and host.core is not None and self.now >= host.frozen_until:
-                if self.now >= host.core.timer():
-                    self._feed(host, TimerFired(), life)
+            core = host.core if host.life == life else None
+            if core is not None and self.now >= host.frozen_until and self.now >= core.timer():
+                self._feed(host, TimerFired(), life)
 
         self.at(due, fire)
 
@@ -296,7 +296,7 @@ class SimulatedFarm:
     # -- invariants ------------------------------------------------------------------------
 
     def _hear_each_other(self, one: int, other: int) -> bool:
-        """Whether both have in fact heard each other for a detection time, with no gap above 2.5 intervals."""
+        """Whether both have heard each other for a detection time, with no gap above 2.5 intervals."""
         settings = self.settings[one]
         for pair in ((one, other), (other, one)):
             start, last = self._streak.get(pair, (self.now, -1.0))
@@ -336,6 +336,6 @@ class SimulatedFarm:
                 self.fail(f"I2: group {group}: {(ALL & ~seen).bit_count()} buckets are accepted by nobody")
 
     def fail(self, message: str) -> None:
-        """Raise a ``Violation`` with the seed and the newest events."""
+        """Raise a ``ViolationError`` with the seed and the newest events."""
         recent = "\n".join(self.trace[-60:])
-        raise Violation(f"seed {self.seed}, t={self.now:.4f}: {message}\n{recent}")
+        raise ViolationError(f"seed {self.seed}, t={self.now:.4f}: {message}\n{recent}")

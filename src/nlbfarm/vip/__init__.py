@@ -1,6 +1,5 @@
 """Virtual IPs: bring them up on this host, take them away, leave the host as it was.
 
-- ``group_mac``: the multicast MAC of a VIP (pure)
 - ``arp``: ARP frames as bytes (pure)
 - ``arpio``: sends and hears them on packet sockets (asyncio)
 - ``journal``: what was changed on the host, on disk before it is changed
@@ -13,8 +12,7 @@
 
 from __future__ import annotations
 
-from nlbfarm.vip.group_mac import group_mac
 from nlbfarm.vip.linux import LinuxVIPManager
 from nlbfarm.vip.memory import MemoryHost, MemoryVIPManager
 
-__all__ = ["LinuxVIPManager", "MemoryHost", "MemoryVIPManager", "group_mac"]
+__all__ = ["LinuxVIPManager", "MemoryHost", "MemoryVIPManager"]

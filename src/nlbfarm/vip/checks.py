@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from ipaddress import IPv4Address
 
+from nlbfarm.core.group_mac import mac_bytes
 from nlbfarm.core.policy import IPAddress
 from nlbfarm.errors import HostError, UsageError
 from nlbfarm.interfaces import VipSpec
 from nlbfarm.vip.changes import valid_interface
-from nlbfarm.vip.group_mac import mac_bytes
 from nlbfarm.vip.netlink import Address, Link
 
 __all__ = ["check_interface", "check_specs", "own_address", "refuse_foreign"]

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import structlog
 
+from nlbfarm.core.group_mac import mac_bytes, mac_text
 from nlbfarm.core.policy import IPAddress
 from nlbfarm.errors import HostError, UsageError
 from nlbfarm.interfaces import VIPManager, VipSpec
@@ -21,7 +22,6 @@ from nlbfarm.nft import Nft
 from nlbfarm.vip import arp, arpio, changes
 from nlbfarm.vip.changes import Host
 from nlbfarm.vip.checks import check_interface, check_specs, own_address, refuse_foreign
-from nlbfarm.vip.group_mac import mac_bytes, mac_text
 from nlbfarm.vip.journal import Entry, Journal, Kind
 from nlbfarm.vip.membership import Membership
 from nlbfarm.vip.netlink import Address, Link, Netlink, Watch

@@ -14,8 +14,8 @@ from __future__ import annotations
 import socket
 import struct
 
+from nlbfarm.core.group_mac import igmp_group, mac_bytes
 from nlbfarm.errors import HostError
-from nlbfarm.vip.group_mac import igmp_group, mac_bytes
 
 __all__ = ["Membership"]
 

@@ -6,9 +6,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
+from nlbfarm.core.group_mac import group_mac, igmp_group, mac_bytes, mac_text
 from nlbfarm.errors import UsageError
-from nlbfarm.vip import group_mac
-from nlbfarm.vip.group_mac import igmp_group, mac_bytes, mac_text
 
 
 def test_like_nlb_in_igmp_mode() -> None:

@@ -1,0 +1,203 @@
+"""``check``, ``keygen``, ``backends`` and the start of ``run``."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Interface
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from tests.config_support import changed, write
+
+from nlbfarm.cli import checking, cli, running
+from nlbfarm.config.host import Host, Interface
+from nlbfarm.config.keys import load_keys
+
+BROKEN = changed(("id = 2", "id = 1"), ("[80, 443]", "[80, 70000]"), ('"300ms"', '"500ms"'))
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def host(*addresses: str) -> Host:
+    networks = tuple(IPv4Interface(address) for address in addresses)
+    return Host({"eth0": Interface(True, networks, tuple(one.ip for one in networks))}, 1_800_000_000.0)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Host:
+    """Play the host web1, whatever this one is."""
+    found = host("192.0.2.11/24", "198.51.100.11/24")
+    monkeypatch.setattr(checking, "read_host", lambda: found)
+    monkeypatch.setattr(running, "read_host", lambda: found)
+    return found
+
+
+def test_right(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    result = invoke("check", path)
+    assert result.exit_code == 0
+    assert result.stdout == f"{path}: farm shop is right: 2 nodes, 1 virtual IP, 1 rule\n"
+
+
+def test_right_as_json(tmp_path: Path) -> None:
+    result = invoke("check", write(tmp_path), "--json")
+    found = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert (found["ok"], found["farm"], found["problems"], found["warnings"]) == (True, "shop", [], [])
+    assert len(bytes.fromhex(found["digest"])) == 8
+
+
+def test_wrong(tmp_path: Path) -> None:
+    path = write(tmp_path, BROKEN)
+    result = invoke("check", path)
+    assert result.exit_code == 3
+    assert result.stdout.splitlines()[0] == f"{path}: 3 problems"
+    assert [line.split(":")[0] for line in result.stdout.splitlines()[1:]] == [
+        "  heartbeat.lease",
+        "  nodes[1].id",
+        "  rules[0].ports[1]",
+    ]
+
+
+def test_the_page_shows_what_is_really_printed(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "cli.md").read_text(encoding="utf-8")
+    printed = invoke("check", write(tmp_path, BROKEN)).stdout
+    assert printed.replace(str(tmp_path) + "/", "") in page
+
+
+def test_wrong_as_json(tmp_path: Path) -> None:
+    result = invoke("check", write(tmp_path, BROKEN), "--json")
+    found = json.loads(result.stdout)
+    assert (result.exit_code, found["ok"], found["digest"]) == (3, False, None)
+    assert [(problem["kind"], problem["path"]) for problem in found["problems"]] == [
+        ("configuration", "heartbeat.lease"),
+        ("configuration", "nodes[1].id"),
+        ("configuration", "rules[0].ports[1]"),
+    ]
+
+
+def test_warnings_are_shown(tmp_path: Path) -> None:
+    text = changed(('name = "shop"', 'name = "shop"\npartition = "majority"'))
+    result = invoke("check", write(tmp_path, text))
+    assert result.exit_code == 0
+    assert "  warning: farm.partition: with two nodes a majority is both of them" in result.stdout
+
+
+def test_host_that_fits(tmp_path: Path, here: Host) -> None:
+    path = write(
+        tmp_path, changed(("[[nodes]]\nid = 1", '[filter]\nbackend = "memory"\n\n[[nodes]]\nid = 1'))
+    )
+    result = invoke("check", path, "--host")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith("; this host is web1\n")
+    assert json.loads(invoke("check", path, "--host", "--json").stdout)["node"] == {"id": 1, "name": "web1"}
+
+
+def test_host_that_does_not_fit(tmp_path: Path, here: Host) -> None:
+    text = changed(
+        ('interface = "eth0"', 'interface = "eth7"'),
+        ("[[nodes]]\nid = 1", '[filter]\nbackend = "nftable"\n\n[[nodes]]\nid = 1'),
+    )
+    result = invoke("check", write(tmp_path, text), "--host", "--node", "web2")
+    assert result.exit_code == 4
+    lines = result.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        "  filter.backend",
+        "  nodes[1].addresses[0]",
+        "  nodes[1].addresses[1]",
+        "  vips[0].interface",
+    ]
+    assert '"nftable" is not installed here; did you mean "nftables"?' in lines[1]
+
+
+def test_errors_of_both_kinds_at_once(tmp_path: Path, here: Host) -> None:
+    """A wrong port does not hide a wrong interface; the configuration's exit code wins."""
+    text = changed(
+        ("[80, 443]", "[70000]"),
+        ("192.0.2.100", "203.0.113.1"),
+        text=changed(('vip = "192.0.2.100"', 'vip = "203.0.113.1"')),
+    )
+    result = invoke("check", write(tmp_path, text), "--host", "--json")
+    found = json.loads(result.stdout)
+    assert result.exit_code == 3
+    assert [(problem["kind"], problem["path"]) for problem in found["problems"]] == [
+        ("configuration", "rules[0].ports[0]"),
+        ("host", "vips[0].address"),
+    ]
+    assert "203.0.113.1 is in none of the networks of eth0 (192.0.2.0/24, 198.51.100.0/24)" in result.stdout
+
+
+def test_host_that_is_no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "read_host", lambda: host("192.0.2.50/24"))
+    result = invoke("check", write(tmp_path), "--host")
+    assert result.exit_code == 4
+    assert "this host is none of the farm's nodes" in result.stdout
+
+
+def test_node_without_host_cannot_be_meant(tmp_path: Path) -> None:
+    assert invoke("check", write(tmp_path), "--node", "web1").exit_code == 2
+    assert invoke("check", write(tmp_path), "--host", "--node", "web9").exit_code == 2
+
+
+def test_keygen(tmp_path: Path) -> None:
+    path = tmp_path / "shop.key"
+    result = invoke("keygen", path)
+    assert result.exit_code == 0
+    keys = load_keys(path)
+    assert keys.hash_secret.hex() not in result.output
+    assert invoke("keygen", path).exit_code == 2
+    assert load_keys(path) == keys
+    assert invoke("keygen", path, "--force").exit_code == 0
+    assert load_keys(path) != keys
+    assert invoke("keygen", tmp_path / "none" / "shop.key").exit_code == 4
+
+
+def test_backends() -> None:
+    result = invoke("backends")
+    assert result.exit_code == 0
+    assert {line.split()[0] for line in result.stdout.splitlines()} >= {"memory", "nftables"}
+    found = json.loads(invoke("backends", "--json").stdout)
+    assert {"name", "usable", "detail"} == set(found[0])
+    assert next(one["usable"] for one in found if one["name"] == "memory") is True
+
+
+def files(directory: Path) -> set[Path]:
+    return set(directory.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        (BROKEN, 3, "3 problem(s)"),
+        (changed(('"eth0"', '"eth7"')), 4, 'vips[0].interface: this host has no interface "eth7"'),
+        (
+            changed(("192.0.2.11", "192.0.2.21"), ("198.51.100.11", "198.51.100.21")),
+            4,
+            "this host is none of the farm's",
+        ),
+        (
+            changed(('"198.51.100.11"', '"198.51.100.21"')),
+            4,
+            "nodes[0].addresses[1]: 198.51.100.21 is not on this host",
+        ),
+    ],
+)
+def test_run_refuses_before_it_touches_anything(
+    tmp_path: Path, here: Host, text: str, code: int, message: str
+) -> None:
+    path = write(tmp_path, text)
+    before = files(tmp_path)
+    result = invoke(
+        "run", "--config", path, "--runtime-dir", tmp_path / "run", "--state-dir", tmp_path / "state"
+    )
+    assert (result.exit_code, files(tmp_path)) == (code, before)
+    assert message in result.stderr
+
+
+def test_run_refuses_a_name_that_is_not_there(tmp_path: Path, here: Host) -> None:
+    result = invoke("run", "--config", write(tmp_path), "--node", "web", "--runtime-dir", tmp_path / "run")
+    assert result.exit_code == 2
+    assert 'no node is called "web"; did you mean "web' in result.stderr

@@ -1,0 +1,43 @@
+"""docs/configuration.md names every key, and its defaults are the real ones."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nlbfarm.config.checkers import CHECKER_TYPES
+from nlbfarm.config.draft import LISTS, SINGLE, field_reader
+from nlbfarm.config.types import Section
+
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
+MODELS: list[tuple[str, type[Section]]] = [
+    *SINGLE.items(),
+    *((key, model) for key, model in LISTS.items() if model is not None),
+    *(("checkers", model) for model in CHECKER_TYPES.values()),
+]
+
+
+def rows(table: str) -> dict[str, str]:
+    """Return the keys of a table of the page, with their defaults as text."""
+    (section,) = [part for part in PAGE.split("\n## ") if re.match(rf"[^\n]*`\[+{table}\]+`", part)]
+    found: dict[str, str] = {}
+    for keys, default in re.findall(r"^\| (`[^|]*`) \|([^|]*)\|", section, re.MULTILINE):
+        for key in re.findall(r"`([^`]+)`", keys):
+            found[key] = default.strip().strip("`")
+    return found
+
+
+@pytest.mark.parametrize(("table", "model"), MODELS)
+def test_page(table: str, model: type[Section]) -> None:
+    listed = rows(table)
+    assert set(model.model_fields) <= set(listed)
+    for key, field in model.model_fields.items():
+        if field.is_required() or key in ("type", "port", "group", "mac"):
+            continue
+        written: Any = tomllib.loads(f"x = {listed[key]}")["x"]
+        default = field.get_default(call_default_factory=True)
+        assert field_reader(model, key).validate_python(written) == default
