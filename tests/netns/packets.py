@@ -17,9 +17,9 @@ from ipaddress import IPv4Address, IPv6Address
 
 from tests.netns.support import Namespace, cable
 
-from nlbfarm.backends.libnftables import Nftables
 from nlbfarm.core.decision import ICMP, ICMPV6, IcmpKind, PacketFacts
 from nlbfarm.core.policy import IPAddress, Protocol
+from nlbfarm.nft import Nft
 
 NODE_MAC = "02:00:00:00:00:01"
 WIRE_MAC = "02:00:00:00:00:02"
@@ -195,7 +195,7 @@ class Bench:
             self._wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
             self._wire.setblocking(False)
         with self.node.entered():
-            self._nft = Nftables()
+            self._nft = Nft()
             for port in ports:
                 listener = socket.socket(socket.AF_INET6)
                 listener.bind(("::", port))

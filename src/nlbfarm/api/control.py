@@ -264,7 +264,9 @@ def call(path: Path, verb: str, args: Mapping[str, Any] | None = None, *, timeou
                     raise NlbfarmError(f"the answer from {path} has more than {MAX_ANSWER} bytes")
         except FileNotFoundError:
             raise NodeNotRunningError(f"no node is running here: there is no {path}") from None
-        except (ConnectionRefusedError, ConnectionResetError, BrokenPipeError):
+        except (ConnectionResetError, BrokenPipeError):
+            raise NodeNotRunningError(f"the node at {path} ended before it answered") from None
+        except ConnectionRefusedError:
             raise NodeNotRunningError(
                 f"no node is running here: nobody answers on {path}, which a killed process left behind "
                 "(nlbfarm-node cleanup puts back what else it left)"

@@ -1,7 +1,7 @@
 """Packet filters, and the choice of one.
 
 - ``memory``: in this process, for tests and embedding trials.
-- ``nftables``: in the Linux kernel. ``render`` writes the scripts (pure), ``libnftables`` runs them,
+- ``nftables``: in the Linux kernel. ``render`` writes the scripts (pure), ``nlbfarm.nft`` runs them,
   ``table`` is what is in the kernel, ``renewal`` the lease, ``watch`` who else touches it, ``marks`` the
   numbers they share.
 

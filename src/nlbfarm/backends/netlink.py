@@ -46,6 +46,8 @@ _NEWSETELEM, _DELSETELEM, _NEWOBJ, _GETOBJ = 12, 14, 18, 19  # NFT_MSG_*
 _GOTO = 0xFFFFFFFC  # NFT_GOTO, -4
 _COUNTER = 1  # NFT_OBJECT_COUNTER
 _NESTED, _TYPE_MASK = 0x8000, 0x3FFF
+_SOL_NETLINK, _CAP_ACK, _SO_SNDBUFFORCE = 270, 10, 32
+_SEND_BUFFER = 4 << 20
 _TIMEOUT_S = 5.0
 _INTERRUPTED_DUMPS = 20
 
@@ -99,6 +101,12 @@ class NetlinkTables:
                 "nftables needs CONFIG_NETFILTER_NETLINK and CONFIG_NF_TABLES"
             ) from error
         self._socket.bind((0, 0))
+        # A batch is sent whole: sixteen groups that change in every bucket are some 300 kB.
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
+        except PermissionError:  # in a user namespace: as much as there is, at least 400 kB by default
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)  # no copy of the request in the answer
         self._socket.settimeout(_TIMEOUT_S)
         self._sequence = itertools.count(1)
         self.port_id: int = self._socket.getsockname()[0]

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from nlbfarm.backends.libnftables import LIBRARY, Nftables
 from nlbfarm.backends.marks import MAX_LEASE_S, Marks
 from nlbfarm.backends.render import close_script, table_name
 from nlbfarm.backends.renewal import Outcome, Renewal
@@ -22,6 +21,7 @@ from nlbfarm.core.buckets import BucketStates
 from nlbfarm.core.policy import FilterPolicy
 from nlbfarm.errors import HostError, UsageError
 from nlbfarm.interfaces import FilterBackend, FilterCounters, Usability
+from nlbfarm.nft import LIBRARY, Nft
 
 __all__ = ["NftablesBackend"]
 
@@ -212,7 +212,7 @@ def _sentence(change: Change) -> str:
 
 def _probe() -> Usability:
     try:
-        nft = Nftables()
+        nft = Nft()
     except HostError as error:
         return Usability(False, str(error))
     try:
@@ -228,7 +228,7 @@ def _probe() -> Usability:
 
 def _cleanup(farm: str) -> list[str]:
     name = table_name(farm)
-    nft = Nftables()
+    nft = Nft()
     try:
         tables = [item["table"] for item in nft.read("list tables inet") if "table" in item]
         if not any(table["name"] == name for table in tables):

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nlbfarm.backends.libnftables import Nftables, NftablesError
 from nlbfarm.backends.marks import LABEL_BIT, Marks
 from nlbfarm.backends.netlink import NetlinkTables
 from nlbfarm.backends.render import (
@@ -24,6 +23,7 @@ from nlbfarm.core.buckets import BucketStates
 from nlbfarm.core.policy import FilterPolicy
 from nlbfarm.errors import HostError, UsageError
 from nlbfarm.interfaces import FilterCounters
+from nlbfarm.nft import Nft, NftError
 
 __all__ = ["Table", "diagnose"]
 
@@ -69,12 +69,12 @@ def _probe_script(body: str) -> str:
     return f"table inet {_TABLE} {{\n{body}\n}}\n"
 
 
-def diagnose(nft: Nftables) -> str:
+def diagnose(nft: Nft) -> str:
     """Return what keeps the backend from working here, as one sentence, or an empty one; changes nothing."""
     for feature, body in _FEATURES:
         try:
             nft.check(_probe_script(body))
-        except NftablesError as error:
+        except NftError as error:
             if error.permission:
                 return str(error)
             return f"this kernel (or libnftables) lacks {feature}: {error}"
@@ -92,7 +92,7 @@ class Table:
     """
 
     def __init__(self, policy: FilterPolicy) -> None:
-        self._nft = Nftables()
+        self._nft = Nft()
         self._netlink = NetlinkTables()
         self._policy = policy
         self._name = table_name(policy.farm)
@@ -120,7 +120,7 @@ class Table:
         script = open_script(self._policy, self._states, marks, socket_match=self._socket_match())
         try:
             self._nft.run(script)
-        except NftablesError as error:
+        except NftError as error:
             raise HostError(diagnose(self._nft) or str(error)) from error
         for name, packets in self._latest.items():
             self._counted[name] = self._counted.get(name, 0) + packets
@@ -145,7 +145,7 @@ class Table:
         """Say in what way the kernel's table is not as we left it; empty if it is."""
         try:
             shape = self._read_shape()
-        except NftablesError as error:
+        except NftError as error:
             return f"table inet {self._name} cannot be read: {error}"
         if shape == self._shape:
             return ""
@@ -177,7 +177,7 @@ class Table:
     def _socket_match(self) -> bool:
         try:
             self._nft.check(_probe_script(_SOCKET))
-        except NftablesError:
+        except NftError:
             return False
         try:
             return _LOOSE.read_text().strip() != "0"

@@ -424,7 +424,7 @@ class Node:
             self._out.append(Report("node.state", {"state": state[0].name, "reason": state[1]}))
 
     def _report_networks(self, now: float) -> None:
-        """Tell of heartbeat networks that fell silent or are back; while one is left, nothing else changes."""
+        """Tell of heartbeat networks that fell silent or are back; nothing else changes meanwhile."""
         silent = self.hearing.silent_networks(now)
         for event, pairs in (
             ("peer.network_lost", silent - self._silent),

@@ -73,7 +73,7 @@ class Rejoin:
 
 @dataclass(slots=True)
 class Results:
-    """What the demo measured; ``as_json`` has the stable keys. ``logs`` are the nodes', to explain a missed goal."""
+    """What the demo measured; ``as_json`` has the stable keys. ``logs`` are the nodes', for a missed goal."""
 
     nodes: int
     server: str

@@ -162,7 +162,7 @@ class Host:
         try:
             self.run_nft(f"delete table arp {entry.name}")
         except NftError as error:
-            if "No such file" in error.detail:
+            if "No such file" in str(error):
                 return None
             raise
         return f"removed the nftables table arp {entry.name}"

@@ -173,7 +173,7 @@ class LinuxVIPManager(VIPManager):
             with Netlink() as netlink:
                 nft, watch = Nft(), Watch()
                 for address, spec in self._specs.items():
-                    nft.run(changes.arp_script(address, spec.interface, spec.group_mac), dry_run=True)
+                    nft.check(changes.arp_script(address, spec.interface, spec.group_mac))
                 links, addresses = netlink.links(), netlink.addresses()
                 for spec in self._specs.values():
                     check_interface(spec, links, addresses)

@@ -1,4 +1,4 @@
-"""The binding to libnftables that the VIP manager uses."""
+"""The binding to libnftables."""
 
 from __future__ import annotations
 
@@ -35,25 +35,20 @@ def nft(node: Machine) -> Iterator[Nft]:
 
 
 def test_a_script_is_one_transaction(nft: Nft, node: Machine) -> None:
-    with pytest.raises(NftError, match="nftables refused a change") as caught:
+    with pytest.raises(NftError, match="nowhere"):
         nft.run(f"{SCRIPT}; add rule arp t nowhere accept")
-    assert "nowhere" in caught.value.detail
     assert node.run("nft", "list", "ruleset") == ""
-    nft.run(SCRIPT, dry_run=True)
+    nft.check(SCRIPT)
     assert node.run("nft", "list", "ruleset") == ""
     nft.run(SCRIPT)
     assert "table arp t" in node.run("nft", "list", "ruleset")
-    assert "table arp t" in nft.run("list ruleset")
-    assert '"name": "t"' in nft.run("list ruleset", json=True)
+    assert {"family": "arp", "name": "t"} in [
+        {key: item["table"][key] for key in ("family", "name")}
+        for item in nft.read("list ruleset")
+        if "table" in item
+    ]
     nft.run("delete table arp t")
-    assert nft.run("list ruleset") == ""
-
-
-def test_counters_are_left_out_on_request(nft: Nft) -> None:
-    nft.run(f"{SCRIPT}; add rule arp t c counter")
-    assert "counter packets 0 bytes 0" in nft.run("list ruleset")
-    assert "packets" not in nft.run("list ruleset", stateless=True)
-    nft.run("delete table arp t")
+    assert node.run("nft", "list", "ruleset") == ""
 
 
 def test_closed(nft: Nft) -> None:
