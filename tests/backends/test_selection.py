@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from nlbfarm import backends
+from nlbfarm import backends, plugins
 from nlbfarm.backends.memory import MemoryBackend
 from nlbfarm.backends.nftables import NftablesBackend
 from nlbfarm.errors import HostError, PluginError, UsageError
@@ -28,10 +28,8 @@ def no_nftables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plug_in(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
-    points = [EntryPoint(name, value, backends.ENTRY_POINTS) for name, value in values.items()]
-    monkeypatch.setattr(
-        backends, "entry_points", lambda group: points if group == backends.ENTRY_POINTS else []
-    )
+    points = [EntryPoint(name, value, plugins.Kind.BACKEND.value) for name, value in values.items()]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points)
 
 
 async def test_by_name() -> None:
@@ -72,11 +70,11 @@ async def test_auto_takes_a_plug_in_when_nothing_built_in_works(
 
 async def test_a_plug_in_that_is_no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     plug_in(monkeypatch, odd="json:loads")
-    with pytest.raises(PluginError, match="no FilterBackend"):
+    with pytest.raises(PluginError, match="not a class that implements"):
         await backends.choose("odd")
 
 
 async def test_a_plug_in_cannot_take_the_name_of_a_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
     plug_in(monkeypatch, memory="json:loads")
-    backend, _ = await backends.choose("memory")
-    assert type(backend) is MemoryBackend
+    with pytest.raises(PluginError, match='two packages bring "memory"'):
+        await backends.choose("memory")
