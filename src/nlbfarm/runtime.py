@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -246,17 +246,16 @@ class Runtime:
         else:
             self._done.set_exception(error)
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(self._guard(work))
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
 
-    async def _guard(self, work: Awaitable[None]) -> None:
-        """Run a task; an error that nobody expected ends the node rather than leave it half alive."""
-        try:
-            await work
-        except Exception as error:  # noqa: BLE001 - raised by wait()
-            self._finish(error)
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Take note that a task is over; an error that nobody expected ends the node, not half of it."""
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._finish(task.exception())
 
     # -- the loop --------------------------------------------------------------------------
 

@@ -235,7 +235,7 @@ class Story:
         placement = self.lab.settle(*names)
         settled = time.monotonic()
         self._tell(
-            f"{names[0]} noticed after {detected * 1000:.0f} ms; {self._shares(placement)} have taken over"
+            f"{names[0]} noticed after {detected * 1000:.0f} ms; now serving: {self._shares(placement)}"
         )
         until = settled + max(1.5, self._seconds / 2)
         self.probing.wait_until(until + 1)

@@ -1,0 +1,316 @@
+"""The asyncio shell, on parts that live in memory: what it does when the host does something."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from nlbfarm.backends.memory import MemoryBackend
+from nlbfarm.core.buckets import BucketStates
+from nlbfarm.core.events import TimerFired
+from nlbfarm.core.policy import FilterPolicy, Group, Mode, Protocol, Rule, Vip
+from nlbfarm.core.settings import Settings
+from nlbfarm.core.wire import Codec, Keyring
+from nlbfarm.errors import HostError
+from nlbfarm.heartbeat.memory import SimulatedNetwork
+from nlbfarm.interfaces import Checker, CheckResult, VipSpec
+from nlbfarm.runtime import Check, Parts, Runtime, SystemClock
+from nlbfarm.status import status
+from nlbfarm.vip.memory import MemoryHost, MemoryVIPManager
+
+VIP = IPv4Address("192.0.2.100")
+SPEC = VipSpec(VIP, "eth0", "multicast", "01:00:5e:7f:02:64")
+POLICY = FilterPolicy(
+    "t", (Vip(VIP, "eth0"),), (Group("web", 1),), (Rule("web", "web", VIP, Protocol.TCP, (80,)),)
+)
+BOUND_S = 10.0
+
+
+class Backend(MemoryBackend):
+    """One whose ``apply`` and ``repair`` can be made to fail, or to take their time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refuses = ""
+        self.hold = asyncio.Event()
+        self.hold.set()
+
+    async def apply(self, states: Mapping[str, BucketStates]) -> None:
+        await self.hold.wait()
+        if self.refuses:
+            raise HostError(self.refuses)
+        await super().apply(states)
+
+    async def repair(self) -> None:
+        if self.refuses:
+            raise HostError(self.refuses)
+        await super().repair()
+
+
+class Page(Checker):
+    """A page that is there or not, hangs or raises."""
+
+    def __init__(self) -> None:
+        self.does: Callable[[], CheckResult] = lambda: CheckResult(True, "HTTP 200")
+        self.hangs = False
+        self.closed = False
+
+    async def check(self) -> CheckResult:
+        if self.hangs:
+            await asyncio.Event().wait()
+        return self.does()
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@dataclass
+class Bench:
+    """One node of a pair, and what it stands on."""
+
+    runtime: Runtime
+    backend: Backend
+    host: MemoryHost
+    page: Page
+    network: SimulatedNetwork = field(repr=False)
+
+    @property
+    def own(self) -> int:
+        return self.runtime.node.applied[0].bit_count() if self.runtime.node is not None else 0
+
+    @property
+    def state(self) -> str:
+        return self.runtime.node.state.name if self.runtime.node is not None else ""
+
+    @property
+    def reason(self) -> str:
+        return self.runtime.node.reason if self.runtime.node is not None else ""
+
+    @property
+    def leased(self) -> bool:
+        node = self.runtime.node
+        return node is not None and node.lease_until > asyncio.get_running_loop().time()
+
+
+def make(number: int, network: SimulatedNetwork, directory: Path, host: MemoryHost | None = None) -> Bench:
+    host = host or MemoryHost()
+    backend, page = Backend(), Page()
+    parts = Parts(
+        settings=Settings(
+            number,
+            {1: "one", 2: "two"},
+            ("web",),
+            (Mode.BALANCED,),
+            (1,),
+            interval=0.02,
+            lease=0.06,
+        ),
+        policy=POLICY,
+        codec=Codec("t", Keyring({1: b"sixteen bytes ok"}, 1)),
+        backend=backend,
+        vips=MemoryVIPManager((SPEC,), host),
+        heartbeat=network.heartbeat(number),
+        peers={3 - number: [IPv4Address(f"192.0.2.{3 - number}")]},
+        incarnation_file=directory / f"incarnation-{number}",
+        checks=(Check("page", "http", page, interval=0.02, timeout=0.05, rise=1, fall=2),),
+    )
+    return Bench(Runtime(parts), backend, host, page, network)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(BOUND_S):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[tuple[Bench, Bench]]:
+    """Return two nodes that share the buckets."""
+    network = SimulatedNetwork(SystemClock())
+    benches = (make(1, network, tmp_path), make(2, network, tmp_path))
+    for bench in benches:
+        await bench.runtime.open()
+    await until(lambda: [bench.own for bench in benches] == [128, 128])
+    yield benches
+    for bench in benches:
+        await bench.runtime.close()
+        assert bench.host.addresses == {}
+        assert bench.page.closed
+
+
+async def test_a_node_that_stops_hands_over_and_leaves_nothing(pair: tuple[Bench, Bench]) -> None:
+    one, two = pair
+    one.runtime.stop()
+    await one.runtime.wait()
+    await until(lambda: two.own == 256)
+    await one.runtime.close()
+    await one.runtime.close()
+
+
+async def test_a_damaged_filter_takes_the_vip_away_first_and_serves_again(pair: tuple[Bench, Bench]) -> None:
+    one, _ = pair
+    assert VIP in one.host.addresses
+    one.backend.hold.clear()
+    one.backend.damage("somebody flushed it")
+    assert not one.leased
+    await until(lambda: VIP not in one.host.addresses)
+    one.backend.hold.set()
+    await until(lambda: VIP in one.host.addresses and one.leased and one.own == 128)
+
+
+async def test_a_filter_that_cannot_be_repaired_lets_its_buckets_go(pair: tuple[Bench, Bench]) -> None:
+    one, two = pair
+    one.backend.refuses = "no memory left in the kernel"
+    one.backend.damage("somebody flushed it")
+    await until(lambda: two.own == 256)
+    assert one.state == "WAIT"
+    assert "no memory left in the kernel" in one.reason
+    assert VIP not in one.host.addresses
+    one.backend.refuses = ""
+    await until(lambda: one.own == 128 and one.leased and VIP in one.host.addresses)
+
+
+async def test_a_change_that_the_filter_refuses_counts_as_damage(pair: tuple[Bench, Bench]) -> None:
+    one, two = pair
+    one.backend.refuses = "busy"
+    two.runtime.stop()
+    await until(lambda: one.state == "WAIT")
+    one.backend.refuses = ""
+    await until(lambda: one.own == 256 and one.leased)
+
+
+async def test_a_change_that_takes_long_does_not_hold_up_the_heartbeats(pair: tuple[Bench, Bench]) -> None:
+    one, two = pair
+    one.backend.hold.clear()
+    two.runtime.stop()
+    await two.runtime.wait()
+    assert one.runtime.node is not None
+    sequence = one.runtime.node.sequence
+    await until(lambda: one.runtime.node is not None and one.runtime.node.sequence > sequence + 10)
+    assert one.own == 128
+    one.backend.hold.set()
+    await until(lambda: one.own == 256)
+
+
+async def test_a_failing_page_makes_the_node_wait_and_its_return_brings_it_back(
+    pair: tuple[Bench, Bench],
+) -> None:
+    one, two = pair
+    one.page.does = lambda: CheckResult(False, "HTTP 503")
+    await until(lambda: two.own == 256)
+    assert (one.state, one.reason) == ("WAIT", "page: HTTP 503")
+    one.page.does = lambda: CheckResult(True, "HTTP 200")
+    await until(lambda: one.own == 128)
+
+
+async def test_a_checker_that_raises_or_hangs_is_a_failed_check(pair: tuple[Bench, Bench]) -> None:
+    one, _ = pair
+
+    def broken() -> CheckResult:
+        raise RuntimeError("a bug of the plug-in")
+
+    one.page.does = broken
+    await until(lambda: one.state == "WAIT")
+    assert "a bug of the plug-in" in one.reason
+    one.page.hangs = True
+    await until(lambda: "no answer within 0.05 s" in one.runtime.checks["page"].detail)
+    one.page.does, one.page.hangs = (lambda: CheckResult(True, "HTTP 200")), False
+    await until(lambda: one.state == "UP")
+
+
+async def test_a_vip_that_vanishes_is_put_back(pair: tuple[Bench, Bench]) -> None:
+    one, _ = pair
+    one.host.addresses.clear()
+    await until(lambda: VIP in one.host.addresses)
+
+
+async def test_a_vip_of_a_stranger_is_not_taken(tmp_path: Path) -> None:
+    host = MemoryHost(strangers={VIP: "02:00:00:00:00:99"})
+    bench = make(1, SimulatedNetwork(SystemClock()), tmp_path, host)
+    bench.network.heartbeat(2)
+    try:
+        await bench.runtime.open()
+        await until(lambda: bench.state == "WAIT")
+        assert "192.0.2.100 is in use by 02:00:00:00:00:99" in bench.reason
+        assert host.addresses == {}
+        host.strangers.clear()
+        await until(lambda: bench.own == 256 and VIP in host.addresses)
+    finally:
+        await bench.runtime.close()
+
+
+async def test_forged_datagrams_are_counted_and_named_and_change_nothing(pair: tuple[Bench, Bench]) -> None:
+    one, two = pair
+    stranger = Codec("t", Keyring({1: b"another key, 16+"}, 1))
+    assert two.runtime.node is not None
+    message = next(
+        command.message
+        for command in two.runtime.node.handle(TimerFired(), two.runtime.node.timer())
+        if hasattr(command, "message")
+    )
+    two.runtime.parts.heartbeat.send(stranger.encode(message), [1])
+    await until(lambda: one.runtime.rejected.get("forged"))
+    told = await status(one.runtime)
+    assert told["heartbeat"]["rejected"] == {"forged": 1}
+    assert any("forged" in warning for warning in told["warnings"])
+    assert one.own == 128
+
+
+async def test_a_fault_in_the_core_ends_the_node_rather_than_leave_it_half_alive(
+    pair: tuple[Bench, Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = pair
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug of ours")
+
+    assert one.runtime.node is not None
+    monkeypatch.setattr(one.runtime.node, "handle", fail)
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        await one.runtime.wait()
+    await until(lambda: two.own == 256)
+
+
+async def test_status_says_who_is_where(pair: tuple[Bench, Bench]) -> None:
+    told = await status(pair[0].runtime)
+    assert told["state"] == "UP"
+    assert told["leader"] == 1
+    assert told["groups"][0]["buckets"] == {"1": 128, "2": 128}
+    assert told["groups"][0]["states"].count("O") == 128
+    assert [(n["name"], n["heard"], n["in_view"]) for n in told["nodes"]] == [
+        ("one", True, True),
+        ("two", True, True),
+    ]
+    assert told["checkers"][0] | {"since_s": 0} == {
+        "name": "page",
+        "type": "http",
+        "ok": True,
+        "detail": "HTTP 200",
+        "since_s": 0,
+    }
+    assert told["vips"] == [{"address": "192.0.2.100", "interface": "eth0", "present": True}]
+
+
+async def test_each_life_has_a_higher_incarnation(tmp_path: Path) -> None:
+    seen = []
+    for _ in range(2):
+        bench = make(1, SimulatedNetwork(SystemClock()), tmp_path)
+        bench.network.heartbeat(2)
+        await bench.runtime.open()
+        assert bench.runtime.node is not None
+        seen.append(bench.runtime.node.incarnation)
+        await bench.runtime.close()
+    assert seen[0] < seen[1]
+
+
+async def test_a_spoilt_incarnation_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "incarnation-1").write_text("yesterday")
+    bench = make(1, SimulatedNetwork(SystemClock()), tmp_path)
+    with pytest.raises(HostError, match=r"incarnation-1: does not hold a number; remove it"):
+        await bench.runtime.open()
+    await bench.runtime.close()
