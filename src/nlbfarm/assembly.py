@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,24 +145,16 @@ async def run_node(
         control = ControlServer(
             runtime_dir / farm / "control.sock", _verbs(runtime), group=config.control.group
         )
-        speaker: asyncio.Task[None] | None = None
         try:
-            await control.open()
-            await runtime.open()
-            leaving = _on_signals(runtime)
-            notifier.ready(f"node {config.node(node_id).name} of farm {farm}")
-            speaker = asyncio.create_task(_speak(runtime, notifier))
-            stopped = asyncio.create_task(runtime.wait())
-            await asyncio.wait({stopped, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            notifier.stopping()
-            if stopped.done():
-                stopped.result()
-            else:
-                stopped.cancel()
-                log.warning("node.hurried", reason="it had not left in good order when time was up")
+            with _Signals() as signals:
+                await control.open()
+                if await signals.interrupt(runtime.open()):
+                    log.info("node.interrupted", reason="asked to stop while starting")
+                else:
+                    notifier.ready(f"node {config.node(node_id).name} of farm {farm}")
+                    await _serve(runtime, signals, notifier)
         finally:
-            if speaker is not None:
-                speaker.cancel()
+            notifier.stopping()
             await runtime.close()
             await control.close()
         log.info("node.stopped")
@@ -172,24 +164,63 @@ async def run_node(
         lock.close()
 
 
-def _on_signals(runtime: Runtime) -> asyncio.Future[None]:
-    """Stop in good order at the first signal; the future is done at the second one or when time is up."""
-    loop = asyncio.get_running_loop()
-    hurry: asyncio.Future[None] = loop.create_future()
-    asked = False
+async def _serve(runtime: Runtime, signals: _Signals, notifier: Notifier) -> None:
+    """Let the node run until the first signal, then leave in good order, for as long as that may take."""
+    stopped = asyncio.create_task(runtime.wait())
+    speaker = asyncio.create_task(_speak(runtime, notifier))
+    try:
+        await asyncio.wait({stopped, signals.first}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopped.done():
+            notifier.stopping()
+            runtime.stop()
+            await asyncio.wait(
+                {stopped, signals.second}, timeout=STOP_S, return_when=asyncio.FIRST_COMPLETED
+            )
+        if stopped.done():
+            stopped.result()
+        else:
+            structlog.get_logger("nlbfarm.node").warning(
+                "node.hurried", reason="it goes without having left the farm in good order"
+            )
+    finally:
+        speaker.cancel()
+        stopped.cancel()
 
-    def signalled() -> None:
-        nonlocal asked
-        if asked and not hurry.done():
-            hurry.set_result(None)
-            return
-        asked = True
-        loop.call_later(STOP_S, signalled)
-        runtime.stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled)
-    return hurry
+class _Signals:
+    """SIGTERM and SIGINT as futures: the first asks to leave, the second to hurry."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.first: asyncio.Future[None] = self._loop.create_future()
+        self.second: asyncio.Future[None] = self._loop.create_future()
+
+    def __enter__(self) -> _Signals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._signalled)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # From here on the host is being put back: a further signal must not break that off half-way.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, lambda: None)
+
+    def _signalled(self) -> None:
+        for future in (self.first, self.second):
+            if not future.done():
+                future.set_result(None)
+                return
+
+    async def interrupt(self, work: Coroutine[None, None, None]) -> bool:
+        """Do ``work`` unless a signal comes first; return whether one did. Raises what ``work`` raises."""
+        task = asyncio.create_task(work)
+        await asyncio.wait({task, self.first}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+            return False
+        task.cancel()
+        await asyncio.wait({task})
+        return True
 
 
 async def _speak(runtime: Runtime, notifier: Notifier) -> None:

@@ -1,4 +1,4 @@
-"""A node needs four capabilities, not the whole of root."""
+"""One node's process on a host of its own: what rights it needs, and how it ends."""
 
 from __future__ import annotations
 
@@ -129,3 +129,30 @@ def test_without_net_admin_it_says_what_is_missing_and_changes_nothing(host: Nam
     with host.entered():
         addresses = subprocess.run(["ip", "-o", "addr"], capture_output=True, text=True, check=True).stdout
     assert "192.0.2.100" not in addresses
+
+
+def changes(host: Namespace) -> str:
+    """Return what a node leaves on a host: tables, virtual IPs, sysctls."""
+    with host.entered():
+        return "".join(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            for command in (
+                ["nft", "list", "ruleset"],
+                ["ip", "-o", "address", "show", "dev", "eth0", "to", "192.0.2.100"],
+                ["sysctl", "net.ipv4.conf.eth0.arp_announce"],
+            )
+        )
+
+
+@pytest.mark.parametrize("tenths", range(0, 24, 3))
+def test_a_signal_while_it_starts_leaves_the_host_as_it_was(host: Namespace, farm: Path, tenths: int) -> None:
+    before = changes(host)
+    process = start(host, farm, [])
+    try:
+        # Wherever in its start that is: the test asks for the outcome, not for the moment.
+        process.wait(timeout=0.05 + tenths / 10)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode in (0, -signal.SIGTERM), out
+    assert changes(host) == before, out
