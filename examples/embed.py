@@ -21,7 +21,8 @@ from nlbfarm.core.settings import Settings
 from nlbfarm.core.wire import Codec, Keyring
 from nlbfarm.heartbeat.udp import UdpHeartbeat
 from nlbfarm.interfaces import VipSpec
-from nlbfarm.runtime import Parts, Runtime, SystemClock
+from nlbfarm.parts import Parts, SystemClock
+from nlbfarm.runtime import Runtime
 from nlbfarm.vip.memory import MemoryVIPManager
 
 VIP = IPv4Address("192.0.2.100")

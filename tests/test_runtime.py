@@ -19,7 +19,8 @@ from nlbfarm.core.wire import Codec, Keyring
 from nlbfarm.errors import HostError
 from nlbfarm.heartbeat.memory import SimulatedNetwork
 from nlbfarm.interfaces import Checker, CheckResult, VipSpec
-from nlbfarm.runtime import Check, Parts, Runtime, SystemClock
+from nlbfarm.parts import Check, Parts, SystemClock
+from nlbfarm.runtime import Runtime
 from nlbfarm.status import status
 from nlbfarm.vip.memory import MemoryHost, MemoryVIPManager
 

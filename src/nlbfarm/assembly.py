@@ -24,8 +24,9 @@ from nlbfarm.heartbeat.realtime import go_realtime
 from nlbfarm.heartbeat.udp import UdpHeartbeat
 from nlbfarm.instance import claim
 from nlbfarm.interfaces import VIPManager
+from nlbfarm.parts import Check, Parts, SystemClock
 from nlbfarm.plugins import Kind
-from nlbfarm.runtime import Check, Parts, Runtime, SystemClock
+from nlbfarm.runtime import Runtime
 from nlbfarm.sdnotify import Notifier
 from nlbfarm.status import status
 
@@ -173,9 +174,7 @@ async def _serve(runtime: Runtime, signals: _Signals, notifier: Notifier) -> Non
         if not stopped.done():
             notifier.stopping()
             runtime.stop()
-            await asyncio.wait(
-                {stopped, signals.second}, timeout=STOP_S, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait({stopped, signals.second}, timeout=STOP_S, return_when=asyncio.FIRST_COMPLETED)
         if stopped.done():
             stopped.result()
         else:

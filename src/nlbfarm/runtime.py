@@ -1,6 +1,6 @@
 """The asyncio shell around one node: events in, commands out.
 
-``Runtime`` is built from finished parts, so that a vendor can put its own in; ``run_node`` in
+``Runtime`` is built from finished ``nlbfarm.parts``, so that a vendor can put its own in; ``run_node`` in
 ``nlbfarm.assembly`` builds them from a configuration. Order on the way up: filter (closed), what a
 killed process left, addresses, heartbeats; on the way down the reverse.
 """
@@ -8,10 +8,9 @@ killed process left, addresses, heartbeats; on the way down the reverse.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
 
 import structlog
 
@@ -40,22 +39,13 @@ from nlbfarm.core.events import (
 )
 from nlbfarm.core.health import Health
 from nlbfarm.core.node import Node
-from nlbfarm.core.policy import FilterPolicy, IPAddress
-from nlbfarm.core.settings import Settings
-from nlbfarm.core.wire import Codec
+from nlbfarm.core.policy import IPAddress
 from nlbfarm.errors import HostError, NlbfarmError, PeerError
 from nlbfarm.incarnation import next_incarnation, save_incarnation
-from nlbfarm.interfaces import (
-    Checker,
-    CheckResult,
-    Clock,
-    FilterBackend,
-    Heartbeat,
-    Received,
-    VIPManager,
-)
+from nlbfarm.interfaces import CheckResult, Received
+from nlbfarm.parts import Check, Parts
 
-__all__ = ["Check", "Parts", "Runtime", "SystemClock"]
+__all__ = ["Runtime"]
 
 VIPS = "virtual-ip"
 """Name of the resource that stands for the VIPs."""
@@ -76,38 +66,6 @@ LONGEST_LEASE_S = 1.0
 """What every backend must be able to promise."""
 
 
-class SystemClock(Clock):
-    """The clocks of the host."""
-
-    def monotonic(self) -> float:
-        """Return ``CLOCK_MONOTONIC``, the clock of the event loop."""
-        return time.monotonic()
-
-    def wall(self) -> float:
-        """Return seconds since 1970."""
-        return time.time()
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """A checker and how its results count.
-
-    Args:
-        name, kind: Its name, and its type for ``status``.
-        checker: What looks.
-        interval, timeout: Seconds.
-        rise, fall: Results in a row to change one's mind.
-    """
-
-    name: str
-    kind: str
-    checker: Checker
-    interval: float
-    timeout: float
-    rise: int
-    fall: int
-
-
 @dataclass(slots=True)
 class CheckState:
     """What is known of a checked resource."""
@@ -115,36 +73,6 @@ class CheckState:
     ok: bool | None = None
     detail: str = "not looked at yet"
     since: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a runtime is built from; it closes all of them.
-
-    Args:
-        settings, policy, codec: What the core, the filter and the wire are told.
-        backend, vips, heartbeat: The implementations.
-        peers: Addresses of the peers, by id, one for each heartbeat network.
-        incarnation_file: Where the incarnation is kept.
-        checks: The checkers.
-        backend_detail: Why this backend was chosen.
-        delivery: How packets for the VIPs reach the nodes, for ``status``.
-        on_turn: Called on every healthy turn (a watchdog).
-    """
-
-    settings: Settings
-    policy: FilterPolicy
-    codec: Codec
-    backend: FilterBackend
-    vips: VIPManager
-    heartbeat: Heartbeat
-    peers: Mapping[int, Sequence[IPAddress]]
-    incarnation_file: Path
-    checks: Sequence[Check] = ()
-    backend_detail: str = ""
-    delivery: str = "multicast"
-    clock: Clock = field(default_factory=SystemClock)
-    on_turn: Callable[[], None] = lambda: None
 
 
 class Runtime:
@@ -170,6 +98,10 @@ class Runtime:
         self._filter = asyncio.Lock()
         self._states: Mapping[str, BucketStates] = {}
         self._damaged = False
+        self._damages = 0
+        self._vips = asyncio.Lock()
+        """Held while the VIPs are brought up or taken away."""
+        self._vips_told: bool | None = None
         self._shut = asyncio.Event()
         """Set while the VIPs are down for a repair."""
         self._vips_up = False
@@ -227,14 +159,25 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         errors: list[Exception] = []
-        closers: list[Callable[[], Awaitable[None]]] = [check.checker.close for check in self.parts.checks]
-        closers += [self.parts.heartbeat.close, self.parts.vips.close, self.parts.backend.close]
-        for closer in closers:
+
+        async def attempt(closer: Callable[[], Awaitable[None]]) -> bool:
             try:
                 await closer()
             except Exception as error:  # noqa: BLE001 - every part gets its turn; raised below
                 errors.append(error)
                 self._log.error("node.close_failed", error=str(error))
+                return False
+            return True
+
+        for check in self.parts.checks:
+            await attempt(check.checker.close)
+        await attempt(self.parts.heartbeat.close)
+        if await attempt(self.parts.vips.close):
+            await attempt(self.parts.backend.close)
+        else:
+            # With a VIP still on the host, the filter has to stay, closed: "cleanup" finishes this.
+            with contextlib.suppress(NlbfarmError):
+                self.parts.backend.lease(0)
         if errors:
             raise errors[0]
 
@@ -282,8 +225,13 @@ class Runtime:
         self._timer = self._loop.call_at(due, self._on_timer)
 
     def _on_timer(self) -> None:
-        self.parts.heartbeat.poll()
         self._timer = None
+        try:
+            self.parts.heartbeat.poll()
+        except Exception as error:  # noqa: BLE001 - raised by wait(); without renewal the lease runs out
+            self._log.exception("heartbeat.failed")
+            self._finish(error)
+            return
         self.handle(TimerFired())
         if not self._done.done():
             self.parts.on_turn()
@@ -341,6 +289,7 @@ class Runtime:
         self.handle(FilterApplied(command.serial))
 
     def _on_damage(self, reason: str) -> None:
+        self._damages += 1
         if self._damaged or self._closed:
             return
         self._damaged = True
@@ -350,31 +299,29 @@ class Runtime:
 
     async def _repair(self) -> None:
         """Take the VIPs away, put the filter back, bring the VIPs back; without a lease all the while."""
-        vips, backend = self.parts.vips, self.parts.backend
-        were_up = self._vips_up
-        await vips.down()
-        self._vips_up = False
-        self._shut.set()
-        failed = False
-        while True:
-            states = self._states
-            try:
-                async with self._filter:
-                    await backend.repair()
-                    await backend.apply(states)
-                if were_up:
-                    await vips.up()
-                    self._vips_up = True
-            except HostError as error:
-                failed = True
-                self._log.warning("filter.repair_failed", error=str(error))
-                self.handle(ResourceChanged(FILTER, False, f"the packet filter cannot be repaired: {error}"))
-                await asyncio.sleep(REPAIR_S)
-                continue
-            if states is self._states:
-                break
-        self._damaged = False
-        self._shut.clear()
+        async with self._vips:
+            were_up, failed = self._vips_up, False
+            while True:
+                await self._lower_vips()
+                seen, states = self._damages, self._states
+                try:
+                    async with self._filter:
+                        await self.parts.backend.repair()
+                        await self.parts.backend.apply(states)
+                    if were_up:
+                        await self._raise_vips()
+                except HostError as error:
+                    failed = True
+                    self._log.warning("filter.repair_failed", error=str(error))
+                    reason = f"the packet filter cannot be repaired: {error}"
+                    self.handle(ResourceChanged(FILTER, False, reason))
+                    await asyncio.sleep(REPAIR_S)
+                    continue
+                # A firewall script often flushes twice: what came in the meantime counts, too.
+                if seen == self._damages and states is self._states:
+                    break
+            self._damaged = False
+            self._shut.clear()
         self._log.info("filter.repaired")
         self.handle(FilterRepaired())
         if failed:
@@ -382,40 +329,57 @@ class Runtime:
 
     # -- the VIPs --------------------------------------------------------------------------
 
+    async def _lower_vips(self) -> None:
+        await self.parts.vips.down()
+        self._vips_up = False
+        self._shut.set()
+
+    async def _raise_vips(self) -> None:
+        await self.parts.vips.up()
+        self._vips_up = True
+
+    def _tell_vips(self, ok: bool, reason: str = "") -> None:
+        self._vips_told = ok
+        self.handle(ResourceChanged(VIPS, ok, reason))
+
     async def _keep_vips(self) -> None:
         """Bring the VIPs up unless a stranger has one, and keep them there."""
-        vips = self.parts.vips
         while not await self._take_vips():  # noqa: ASYNC110 - a stranger tells nobody when it goes
             await asyncio.sleep(REPAIR_S)
         while True:
             await asyncio.sleep(LOOK_S)
-            self.present = vips.present()
-            if self._damaged or all(self.present.values()):
-                continue
+            self.present = self.parts.vips.present()
             gone = sorted(str(address) for address, there in self.present.items() if not there)
-            self._log.warning("vip.vanished", addresses=gone)
+            if self._damaged or (self._vips_told and not gone):
+                continue
+            if gone:
+                self._log.warning("vip.vanished", addresses=gone)
             try:
-                await vips.up()
+                async with self._vips:
+                    if not self._damaged:
+                        await self._raise_vips()
             except HostError as error:
-                self.handle(ResourceChanged(VIPS, False, str(error)))
+                self._tell_vips(False, str(error))
             else:
-                self.handle(ResourceChanged(VIPS, True))
+                self._tell_vips(True)
 
     async def _take_vips(self) -> bool:
+        """Bring the VIPs up for the first time; return whether that was possible."""
         try:
             strangers = await self.parts.vips.claimed()
             if strangers:
                 who = ", ".join(f"{address} is in use by {mac}" for address, mac in strangers.items())
-                self.handle(ResourceChanged(VIPS, False, f"{who}, which is not a node of this farm"))
+                self._tell_vips(False, f"{who}, which is not a node of this farm")
                 return False
-            if not self._damaged:
-                await self.parts.vips.up()
-                self._vips_up = True
+            async with self._vips:
+                if self._damaged:
+                    return False
+                await self._raise_vips()
         except HostError as error:
-            self.handle(ResourceChanged(VIPS, False, str(error)))
+            self._tell_vips(False, str(error))
             return False
         self.present = self.parts.vips.present()
-        self.handle(ResourceChanged(VIPS, True))
+        self._tell_vips(True)
         return True
 
     async def _probe(self) -> None:

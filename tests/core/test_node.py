@@ -230,7 +230,7 @@ def test_a_resource_that_is_missing_makes_the_node_wait_with_the_reason() -> Non
     assert play.node.holding == (0,)
     play.feed(ResourceChanged("page", ok=True))
     assert play.node.state is NodeState.UP
-    play.run(0.1)
+    play.run(0.6)
     assert play.node.holding == (ALL,)
 
 

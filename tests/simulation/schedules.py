@@ -6,7 +6,7 @@ import random
 
 from nlbfarm.testing.farm import SimulatedFarm
 
-FAULTS = ("crash", "kill", "freeze", "start", "stop", "health")
+FAULTS = ("crash", "kill", "freeze", "pause", "start", "stop", "health")
 CUTS = ("cut", "one-way", "partition", "heal")
 SETTLE_S = 9.0
 """Simulated seconds after the last fault, within which the farm has to be whole again."""
@@ -27,7 +27,9 @@ def run_schedule(seed: int, most_nodes: int = 6) -> SimulatedFarm:
         loss=rng.choice([0.0, 0.0, 0.02, 0.05]),
         duplicate=rng.choice([0.0, 0.1]),
         delay_s=rng.choice([(0.0001, 0.001), (0.001, 0.02)]),
-        groups=rng.choice([1, 1, 2]),
+        groups=rng.choice([1, 1, 2, 8]),
+        codec=rng.random() < 0.25,
+        ordered=rng.random() < 0.5,
     )
     farm.strict = kinds == FAULTS
     for node in farm.hosts:
@@ -55,6 +57,8 @@ def do(farm: SimulatedFarm, kind: str, rng: random.Random) -> None:
             farm.kill(rng.choice(running))
         case "freeze" if running:
             farm.freeze(rng.choice(running), rng.choice([0.2, 0.35, 0.45, 0.5, 0.6, 1.0, 2.0]))
+        case "pause" if running:
+            farm.pause(rng.choice(running), rng.choice([0.2, 0.45, 0.6, 2.0, 5.0]))
         case "start" if down:
             farm.start(rng.choice(down))
         case "stop" if running:

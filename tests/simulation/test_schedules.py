@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from tests.simulation.schedules import run_schedule
@@ -25,6 +26,14 @@ def started(nodes: int = 3, seed: int = 1, **options: object) -> SimulatedFarm:
     farm.run(2.0)
     farm.check_whole()
     return farm
+
+
+def served(farm: SimulatedFarm) -> int:
+    """Return how many buckets of the first group anybody accepts now."""
+    taken = 0
+    for host in farm.hosts.values():
+        taken |= host.accepts(0, farm.now)
+    return taken.bit_count()
 
 
 def shares(farm: SimulatedFarm) -> dict[int, int]:
@@ -227,3 +236,105 @@ def test_a_node_that_cannot_be_heard_by_one_other_is_settled_with_one_left_out()
     farm.run(11.0)
     farm.check_whole()
     assert set(shares(farm).values()) == {64}
+
+
+@pytest.mark.parametrize(("nodes", "groups"), [(3, 8), (8, 6)])
+def test_plans_that_do_not_fit_into_a_heartbeat_are_fetched_in_peace(nodes: int, groups: int) -> None:
+    """A joiner that knew the epoch before it had the plan was taken for one that had left, for ever."""
+    farm = SimulatedFarm(nodes, 1, groups=groups, codec=True, ordered=True, delay_s=(0.0001, 0.0002))
+    farm.strict = True
+    for node in farm.hosts:
+        farm.start(node)
+    farm.run(3.0)
+    farm.check_whole()
+    counts = shares(farm).values()
+    assert max(counts) - min(counts) <= 1
+    core = farm.hosts[1].core
+    assert core is not None
+    assert core.membership.known_epoch.counter < 20
+    farm.crash(2)
+    farm.run(5.0)
+    farm.start(2)
+    farm.run(8.0)
+    farm.check_whole()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cuts"),
+    [(3, [(1, 3), (2, 1)]), (5, [(3, 1), (3, 2), (2, 4), (1, 4), (5, 1), (2, 1)])],
+)
+def test_a_leader_that_nobody_acknowledges_leaves(nodes: int, cuts: list[tuple[int, int]]) -> None:
+    farm = started(nodes)
+    farm.strict = False
+    for cut in cuts:
+        farm.cut(*cut)
+    farm.run(10.0)
+    assert served(farm) == 256
+
+
+def test_nodes_configured_otherwise_do_not_serve_together_and_none_takes_the_farm_down() -> None:
+    for other in (1, 2, 3):
+        farm = SimulatedFarm(3, 1)
+        farm.strict = True
+        farm.settings[other] = replace(farm.settings[other], config_digest=b"another.")
+        for node in farm.hosts:
+            farm.start(node)
+        farm.run(5.0)
+        pair = {1, 2, 3} - {other}
+        farm.check_whole(pair)
+        core = farm.hosts[other].core
+        assert core is not None
+        assert "configured otherwise than node" in core.reason
+        for node in pair:
+            farm.healthy(node, False)
+        farm.run(10.0)
+        farm.check_whole({other})
+
+
+def test_who_cannot_serve_does_not_stand_in_the_way_of_one_who_can() -> None:
+    farm = started(2)
+    farm.strict = False
+    farm.cut(2, 1)
+    farm.run(6.0)
+    assert served(farm) == 256
+    farm.healthy(1, False)
+    farm.run(12.0)
+    assert served(farm) == 256
+    assert shares(farm)[2] == 256
+
+
+def test_a_paused_machine_makes_sure_of_everybody_before_it_serves_again() -> None:
+    for seed in range(20):
+        farm = SimulatedFarm(2, seed, delay_s=(0.01, 0.02))
+        farm.strict = True
+        farm.start(1)
+        farm.run(3.0)
+        farm.start(2)
+        farm.run(3.05)
+        farm.pause(1, 5.0)
+        farm.run(12.0)
+        farm.check_whole()
+
+
+def test_a_node_that_lost_its_incarnation_jumps_above_the_one_that_is_remembered() -> None:
+    farm = started()
+    farm.crash(2)
+    farm.hosts[2].incarnation = 100
+    farm.start(2, incarnation=100)
+    farm.run(4.0)
+    farm.crash(2)
+    farm.run(6.0)
+    farm.start(2, incarnation=3)
+    farm.run(9.0)
+    farm.check_whole()
+    core = farm.hosts[2].core
+    assert core is not None
+    assert core.incarnation == 101
+
+
+def test_loss_does_not_cost_leases() -> None:
+    """At 5 % loss an acknowledgement that comes late comes between two turns."""
+    farm = started(loss=0.05)
+    before = {node: host.lapses for node, host in farm.hosts.items()}
+    farm.run(120.0)
+    assert {node: host.lapses for node, host in farm.hosts.items()} == before

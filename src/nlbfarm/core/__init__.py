@@ -17,6 +17,7 @@
 - ``fetch``       plans too large for one datagram
 - ``health``      rise and fall of a checker
 - ``condition``   what the node needs, and the state that follows
+- ``reporting``   what the log is told
 - ``events``      what goes in; ``commands``: what comes out
 - ``node``        the state machine that composes them
 

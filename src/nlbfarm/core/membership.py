@@ -44,6 +44,8 @@ class Membership:
         self.known_epoch = Epoch()
         self.plan: Plan | None = None
         self.deferral: View | None = None
+        self.differs: int | None = None
+        """Outside: a node inside a view that was configured otherwise; such a view never takes us in."""
         self.outside_since = now
         self.inside_since = now
         self.left_epoch = Epoch()
@@ -56,6 +58,9 @@ class Membership:
         """Set when the node has left for good: it follows and forms no view."""
         self.reports: list[Report] = []
         self._member_since: dict[Member, float] = {}
+        self._now = now
+        self._came: set[Member] = set()
+        """Members of this view that have been heard inside since they were taken in."""
         self._settled: object = None
 
     # -- what is known ---------------------------------------------------------------------
@@ -88,17 +93,32 @@ class Membership:
         """Yield the other members that are heard and have not announced that they left this view."""
         for member in plan.view.members:
             peer = self.current(member, heard)
-            if peer is not None and not _has_left(peer, plan):
+            if peer is not None and not self._has_left(member, peer, plan):
                 yield peer
+
+    def _has_left(self, member: Member, peer: Peer, plan: Plan) -> bool:
+        """Whether a member has announced itself outside at this plan's epoch or later.
+
+        One that was just taken in may know the epoch before it has the plan: it has a detection time to come.
+        """
+        word = peer.heartbeat
+        if word.inside or word.known_epoch < plan.view.epoch:
+            return False
+        waited = self._now - self._member_since.get(member, self._now)
+        return member in self._came or waited >= self._settings.detection
 
     # -- the step --------------------------------------------------------------------------
 
     def step(self, own: Own, now: float) -> None:
         """Follow, give up, defer, form or lead, as the newest words of all peers say."""
         heard = {peer.node: peer for peer in self._hearing.heard(now)}
+        self._now = now
         self.wanted = None
         alone = self.plan is not None and len(self.plan.view.members) == 1
         self.solitude.watch(heard, alone, now)
+        for node, peer in heard.items():
+            if peer.heartbeat.inside:
+                self._came.add(Member(node, peer.incarnation))
         if not self.closed:
             self._follow(own, heard, now)
         if self.plan is not None:
@@ -114,12 +134,14 @@ class Membership:
         """Follow the newest plan that names this node in this life (rule 3)."""
         newest = self.plan.view.epoch if self.plan is not None else self.left_epoch
         found: Heartbeat | None = None
-        for peer in heard.values():
+        # Those that hear us come last, so that of equals one of them is asked for the plan.
+        for peer in sorted(heard.values(), key=lambda peer: self._hearing.hears_us(peer, now)):
             word = peer.heartbeat
             if (
                 word.inside
                 and word.view is not None
-                and word.view.epoch > newest
+                and word.view.epoch >= newest
+                and (found is not None or word.view.epoch > newest)
                 and names(word.view, self._settings.node, own.incarnation)
             ):
                 newest, found = word.view.epoch, word
@@ -177,22 +199,30 @@ class Membership:
             if best is None or greater(view, best):
                 best = view
         self.deferral = best
+        followers = (node for node, peer in heard.items() if peer.heartbeat.inside)
+        self.differs = next((node for node in followers if not self.agrees(heard[node].heartbeat)), None)
 
     def _form(self, own: Own, heard: Mapping[int, Peer], now: float) -> None:
         """Form a view from outside, when none is heard and this is the node to do it (rule 2)."""
         me = self._settings.node
-        if self.deferral is not None or now - self.outside_since < self._settings.detection:
+        if (
+            self.deferral is not None
+            or own.state is not NodeState.UP  # a view that nobody serves in would only be in the way
+            or now - self.outside_since < self._settings.detection
+        ):
             return
         if not heard:
             if self.solitude.alone(now):
                 self._propose(own, {}, frozenset(), (), now)
             return
-        pool = {
-            node: peer
-            for node, peer in heard.items()
-            if self._hearing.hears_us(peer, now) and peer.heartbeat.state is not NodeState.STOP
-        }
-        if not pool or _lowest({me: own.state} | {n: p.heartbeat.state for n, p in pool.items()}) != me:
+        pool = {node: peer for node, peer in heard.items() if self._hearing.hears_us(peer, now)}
+        idle = all(
+            peer.holds_nothing_outside and peer.heartbeat.state is not NodeState.UP for peer in heard.values()
+        )
+        if not pool and not idle:
+            return  # somebody is there who does not hear us
+        rivals = {n: p.heartbeat.state for n, p in pool.items() if self.agrees(p.heartbeat)}
+        if _lowest({me: own.state} | rivals) != me:
             return
         self.solitude.deaf = False
         joiners = self._joiners(own, {me}, pool, now, None)
@@ -204,7 +234,10 @@ class Membership:
         plan, me = self.plan, self._settings.node
         if self.leader(own, heard) != me:
             return
-        if heard and not any(self._hearing.hears_us(peer, now) for peer in heard.values()):
+        limiting = [peer for peer in heard.values() if not peer.holds_nothing_outside]
+        if limiting and not any(self._hearing.hears_us(peer, now) for peer in heard.values()):
+            if all(now - peer.first_heard >= self._settings.detection for peer in limiting):
+                self.leave(now, "unacknowledged", by=me)
             return
         live = {peer.node: peer for peer in self._live_members(plan, heard)}
         if not heard and len(plan.view.members) > 1 and not self.solitude.alone(now):
@@ -217,6 +250,13 @@ class Membership:
             return
         joiners = self._joiners(own, set(kept), heard, now, plan)
         members = frozenset({*kept, *joiners})
+        states = {own.state, *(heard[node].heartbeat.state for node in members - {me})}
+        others = [peer for node, peer in heard.items() if node not in members]
+        if NodeState.UP not in states and (
+            not heard or any(peer.heartbeat.state is NodeState.UP for peer in others)
+        ):
+            self.leave(now, "cannot_serve", by=me)
+            return
         if (
             joiners
             or {member.node for member in plan.view.members} != members
@@ -241,7 +281,7 @@ class Membership:
         joiners: list[int] = []
         for node, peer in heard.items():
             word = peer.heartbeat
-            if node in kept or word.inside or word.state is NodeState.STOP or not self._agrees(word):
+            if node in kept or word.inside or word.state is NodeState.STOP or not self.agrees(word):
                 continue
             if word.view is not None and (plan is None or disjoint(word.view, plan.view)):
                 continue
@@ -252,7 +292,7 @@ class Membership:
                 joiners.append(node)
         return tuple(joiners)
 
-    def _agrees(self, word: Heartbeat) -> bool:
+    def agrees(self, word: Heartbeat) -> bool:
         """Whether a peer was configured as this node was; only then may they serve together."""
         return (
             word.config_digest == self._settings.config_digest
@@ -329,9 +369,11 @@ class Membership:
         tuples = tuple(
             Member(node, own.incarnation if node == me else heard[node].incarnation) for node in sorted(ids)
         )
+        before = self.plan.view.members if self.plan is not None else ()
         for member in tuples:
-            if member.node in joiners:
+            if member.node in joiners or member not in before:
                 self._member_since.pop(member, None)
+                self._came.discard(member)
         if self.plan is None:
             self._member_since.clear()
         powers = self._powers(own, heard, ids, now)
@@ -343,11 +385,13 @@ class Membership:
             self.inside_since = now
         self.plan = plan
         self.deferral = None
+        self.differs = None
         self.solitude.deaf = False
         self.known_epoch = max(self.known_epoch, plan.view.epoch)
         owners = {owner for placement in plan.placements for owner in placement}
         # Who owns buckets has been a member for long, whatever this node has seen of it itself.
         unseen = now - self._settings.detection
+        self._came &= set(plan.view.members)
         self._member_since = {
             member: self._member_since.get(member, unseen if member.node in owners else now)
             for member in plan.view.members
@@ -375,13 +419,8 @@ class Membership:
         self.outside_since = now
         self.left_epoch = self.known_epoch
         self._member_since.clear()
+        self._came.clear()
         self.reports.append(Report("view.left", {"epoch": list(epoch), "reason": reason, "by": by}))
-
-
-def _has_left(peer: Peer, plan: Plan) -> bool:
-    """Whether a member has announced itself outside at this plan's epoch or later."""
-    word = peer.heartbeat
-    return not word.inside and word.known_epoch >= plan.view.epoch
 
 
 def _hear_each_other(one: Peer, other: Peer) -> bool:

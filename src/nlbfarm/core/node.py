@@ -42,8 +42,10 @@ from nlbfarm.core.hearing import Arrival, Hearing, Peer
 from nlbfarm.core.lease import lease_end
 from nlbfarm.core.membership import Membership, Own
 from nlbfarm.core.messages import clip_reason
+from nlbfarm.core.reporting import Reporter
 from nlbfarm.core.settings import Settings
 from nlbfarm.core.wire import Echo, Heartbeat, NodeState, Plan, PlanChunk, PlanRequest, plan_digest
+from nlbfarm.errors import PeerError
 
 __all__ = ["Node"]
 
@@ -74,6 +76,7 @@ class Node:
         self.hearing = Hearing(settings)
         self.membership = Membership(settings, self.hearing, now)
         self.condition = Condition(settings.node, resources)
+        self._reporter = Reporter(settings, self.membership.agrees)
         self.applied: tuple[Bitmap, ...] = (0,) * len(settings.groups)
         self.pending: tuple[int, tuple[Bitmap, ...]] | None = None
         self.lease_until = now
@@ -88,10 +91,8 @@ class Node:
         self._stop_deadline = 0.0
         self._farewells = FAREWELLS
         self._spoken: object = None
-        self._said_state: object = None
-        self._known: frozenset[int] = frozenset()
-        self._silent: set[tuple[int, int]] = set()
         self._digest: tuple[Plan, bytes] | None = None
+        self._corrected: dict[int, tuple[int, float]] = {}
         self._mine: tuple[Plan, tuple[Bitmap, ...]] | None = None
         self._out: list[Command] = []
         self._news = True
@@ -150,7 +151,7 @@ class Node:
             # Most heartbeats say what the last one said. The next turn judges everything anyway.
             if answer_to is not None:
                 heard = {peer.node: peer for peer in self.hearing.heard(now)}
-                self._send((answer_to,), False, heard, now)
+                self._answer(answer_to, heard, now)
             return self._out
         self._step(now, beat, answer_to)
         self._due = self._deadline(now)
@@ -193,7 +194,12 @@ class Node:
                     self._out.append(Send(chunk, (message.sender,)))
             return None
         if isinstance(message, PlanChunk):
-            whole = self._fetch.take(message)
+            try:
+                whole = self._fetch.take(message)
+            except PeerError as error:
+                fields = {"peer": message.sender, "error": str(error)}
+                self._out.append(Report("plan.unreadable", fields, warning=True))
+                return None
             if whole is not None:
                 self.membership.plans = {message.digest: whole}
             return None
@@ -203,11 +209,25 @@ class Node:
         arrival = self.hearing.arrived(message, event.network, event.at, self.incarnation)
         self._news = arrival is Arrival.NEWS
         if arrival is Arrival.OLD_LIFE:
-            self._out.append(Report("peer.old_life", {"peer": message.sender}, warning=True))
-        if arrival in (Arrival.OLD_LIFE, Arrival.DUPLICATE):
+            return self._correct(message, now)
+        if arrival is Arrival.DUPLICATE:
             return None
         self.membership.learn_epoch(message)
         return message.sender if message.answer_now else None
+
+    def _correct(self, word: Heartbeat, now: float) -> int | None:
+        """Answer a node that speaks with an old incarnation: our echo of the higher one makes it jump.
+
+        It may be a replay of an earlier life; then the answer goes to the node itself, which ignores it.
+        """
+        said = self._corrected.get(word.sender)
+        if said is None or said[0] != word.incarnation:
+            fields = {"peer": word.sender, "incarnation": word.incarnation}
+            self._out.append(Report("peer.old_life", fields, warning=True))
+        elif now - said[1] < self.settings.interval:
+            return None
+        self._corrected[word.sender] = (word.incarnation, now)
+        return word.sender
 
     def _jump(self, incarnation: int, now: float) -> None:
         """Start a new life above one that a peer remembers: our clock went back, or our file was lost."""
@@ -252,16 +272,19 @@ class Node:
         self.membership.step(self._own(), now)
         heard = {peer.node: peer for peer in self.hearing.heard(now)}
         change = self._handoff(heard, now)
-        self._report(heard)
+        for told in (self.membership.reports, self.membership.solitude.reports):
+            self._out.extend(told)
+            told.clear()
+        self._out.extend(self._reporter.changes(self._state(), heard))
         if beat:
-            self._report_networks(now)
+            self._out.extend(self._reporter.networks(self.hearing.silent_networks(now)))
         spoken = self._word()
         if beat or spoken != self._spoken:
             overdue = beat and any(self.hearing.overdue(peer, now) for peer in heard.values())
             self._send(tuple(sorted(set(self.settings.nodes) - {self.settings.node})), overdue, heard, now)
             self._spoken = spoken
         elif answer_to is not None:
-            self._send((answer_to,), False, heard, now)
+            self._answer(answer_to, heard, now)
         if change is not None:
             self._out.append(change)
         self._set_lease(heard, now, beat)
@@ -332,6 +355,8 @@ class Node:
         """Renew the lease on a healthy turn; shorten or end it at once when it must be (rule 4)."""
         until = now
         running = self.lease_until > now
+        # An acknowledgement that came late, between two turns, must not wait for the next one.
+        beat = beat or now < self.lease_until < self._next_beat + self.settings.interval / 2
         lapsed = not running and any(self.holding)
         if self.membership.plan is not None and not self._damaged and self._awake(heard, now) and not lapsed:
             until = max(now, lease_end(heard.values(), now, self.settings))
@@ -345,7 +370,8 @@ class Node:
         if woke is None:
             return True
         if heard:
-            limiting = [peer for peer in heard.values() if not peer.holds_nothing_outside]
+            # What was said before the pause, "outside" too, may have been true then only.
+            limiting = [p for p in heard.values() if not (p.holds_nothing_outside and p.last_heard >= woke)]
             if any(peer.acked_at is None or peer.acked_at < woke for peer in limiting):
                 return False
         elif now - woke < self.settings.detection:
@@ -360,7 +386,10 @@ class Node:
 
     def _state(self) -> tuple[NodeState, str]:
         membership = self.membership
-        return self.condition.state(closed=membership.closed, deaf=membership.solitude.deaf)
+        state, reason = self.condition.state(closed=membership.closed, deaf=membership.solitude.deaf)
+        if membership.differs is not None and state is NodeState.UP:
+            reason = f"outside: configured otherwise than {self.settings.nodes[membership.differs]}"
+        return state, reason
 
     def _word(self) -> object:
         """Return what, when it changes, is told to everybody at once."""
@@ -373,6 +402,11 @@ class Node:
         if self._digest is None or self._digest[0] is not plan:
             self._digest = (plan, plan_digest(plan))
         return self._digest[1]
+
+    def _answer(self, node: int, heard: dict[int, Peer], now: float) -> None:
+        """Send a heartbeat to one node alone, with an echo of it even if it counts as lost."""
+        known = {node: self.hearing.peers[node]} if node in self.hearing.peers else {}
+        self._send((node,), False, dict(sorted((heard | known).items())), now)
 
     def _send(self, nodes: tuple[int, ...], answer_now: bool, heard: dict[int, Peer], now: float) -> None:
         settings, membership = self.settings, self.membership
@@ -404,37 +438,7 @@ class Node:
         if nodes:
             self._out.append(Send(heartbeat, nodes))
 
-    # -- reports and time ------------------------------------------------------------------
-
-    def _report(self, heard: dict[int, Peer]) -> None:
-        for told in (self.membership.reports, self.membership.solitude.reports):
-            self._out.extend(told)
-            told.clear()
-        now_heard = frozenset(heard)
-        for node in sorted(now_heard - self._known):
-            self._out.append(Report("peer.heard", {"peer": node, "name": self.settings.nodes[node]}))
-        for node in sorted(self._known - now_heard):
-            self._out.append(
-                Report("peer.lost", {"peer": node, "name": self.settings.nodes[node]}, warning=True)
-            )
-        self._known = now_heard
-        state = self._state()
-        if state != self._said_state:
-            self._said_state = state
-            self._out.append(Report("node.state", {"state": state[0].name, "reason": state[1]}))
-
-    def _report_networks(self, now: float) -> None:
-        """Tell of heartbeat networks that fell silent or are back; nothing else changes meanwhile."""
-        silent = self.hearing.silent_networks(now)
-        for event, pairs in (
-            ("peer.network_lost", silent - self._silent),
-            ("peer.network_back", self._silent - silent),
-        ):
-            for peer, network in sorted(pairs):
-                if peer in self._known:
-                    fields = {"peer": peer, "name": self.settings.nodes[peer], "network": network}
-                    self._out.append(Report(event, fields, warning=event == "peer.network_lost"))
-        self._silent = silent
+    # -- time ------------------------------------------------------------------------------
 
     def _deadline(self, now: float) -> float:
         """Return when something can next change without an event: a loss, an end of a wait, a heartbeat."""

@@ -34,7 +34,7 @@ from nlbfarm.core.events import (
 from nlbfarm.core.node import Node
 from nlbfarm.core.policy import Mode
 from nlbfarm.core.settings import Partition, Settings
-from nlbfarm.core.wire import Heartbeat, Message
+from nlbfarm.core.wire import Codec, Heartbeat, Keyring, Message
 
 __all__ = ["SimulatedFarm", "SimulatedHost", "ViolationError"]
 
@@ -45,12 +45,17 @@ class ViolationError(AssertionError):
 
 @dataclass
 class SimulatedHost:
-    """One server: what its kernel does goes on while its process is frozen or gone."""
+    """One server: what its kernel does goes on while its process is frozen or gone.
+
+    ``lapses`` counts the leases that ran out while buckets were held.
+    """
 
     node_id: int
     powered: bool = True
     core: Node | None = None
     frozen_until: float = -1.0
+    deaf: bool = False
+    lapses: int = 0
     own: tuple[int, ...] = ()
     lease_until: float = -1.0
     incarnation: int = 0
@@ -75,6 +80,9 @@ class SimulatedFarm:
         duplicate: Share of datagrams that arrive twice.
         groups: Number of groups.
         partition: As in the configuration.
+        codec: Whether every message is encoded and decoded as on the wire: plans that do not fit are then
+            fetched, as they are in life. Slower.
+        ordered: Whether a link keeps the order of its datagrams.
         settings: Overrides for every node's ``Settings``.
     """
 
@@ -88,6 +96,8 @@ class SimulatedFarm:
         duplicate: float = 0.0,
         groups: int = 1,
         partition: Partition = Partition.SERVE,
+        codec: bool = False,
+        ordered: bool = False,
         **settings: object,
     ) -> None:
         self.seed = seed
@@ -101,6 +111,11 @@ class SimulatedFarm:
         self.trace: list[str] = []
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
+        self._codec = Codec("simulated", Keyring({1: bytes(32)}, active=1)) if codec else None
+        self._ordered = ordered
+        self._arrives: dict[tuple[int, int], float] = {}
+        self.datagrams = 0
+        """Datagrams sent so far."""
         self._streak: dict[tuple[int, int], tuple[float, float]] = {}
         self.strict = False
         """No link is ever cut in this run: then no bucket is accepted twice, whoever is frozen."""
@@ -127,16 +142,22 @@ class SimulatedFarm:
         self._count += 1
         heapq.heappush(self._heap, (when, self._count, action))
 
-    def start(self, node: int) -> None:
-        """Start the node's process: a new life, its filter closed first."""
+    def start(self, node: int, incarnation: int = 0) -> None:
+        """Start the node's process: a new life, its filter closed first.
+
+        Args:
+            node: Its id.
+            incarnation: Of this life; by default one more than the last (a lost file: anything lower).
+        """
         host = self.hosts[node]
         settings = self.settings[node]
         host.powered = True
         host.own = (0,) * len(settings.groups)
         host.lease_until = -1.0
-        host.incarnation += 1
+        host.incarnation = incarnation or host.incarnation + 1
         host.life += 1
         host.frozen_until = -1.0
+        host.deaf = False
         host.queue = []
         host.core = Node(settings, host.incarnation, self.now, ("application",))
         self.trace.append(f"{self.now:.4f} start {node}")
@@ -165,6 +186,11 @@ class SimulatedFarm:
         self.trace.append(f"{self.now:.4f} freeze {node} {seconds:.3f}")
         life = host.life
         self.at(host.frozen_until, lambda: self._thaw(host, life))
+
+    def pause(self, node: int, seconds: float) -> None:
+        """The machine stands still for so long (a suspended VM): what is sent to it meanwhile is lost."""
+        self.hosts[node].deaf = True
+        self.freeze(node, seconds)
 
     def stop(self, node: int) -> None:
         """The node is asked to leave in good order."""
@@ -217,6 +243,7 @@ class SimulatedFarm:
     def _thaw(self, host: SimulatedHost, life: int) -> None:
         if host.life != life or self.now < host.frozen_until:
             return
+        host.deaf = False
         waiting, host.queue = host.queue, []
         for event in waiting:
             self._feed(host, event, life)
@@ -239,6 +266,7 @@ class SimulatedFarm:
                 for node in command.nodes:
                     self._transmit(host.node_id, node, command.message)
             case SetLease():
+                host.lapses += host.lease_until <= self.now and any(host.own)
                 host.lease_until = command.until
             case ApplyFilter():
                 self.at(
@@ -270,17 +298,23 @@ class SimulatedFarm:
         self._feed(host, FilterApplied(command.serial), life)
 
     def _transmit(self, source: int, target: int, message: Message) -> None:
+        self.datagrams += 1
+        if self._codec is not None:
+            message = self._codec.decode(self._codec.encode(message))
         copies = 2 if self.random.random() < self.duplicate else 1
         for _ in range(copies):
             if (source, target) in self.cuts or self.random.random() < self.loss:
                 continue
-            self.at(
-                self.now + self.random.uniform(*self.delay_s), lambda: self._deliver(source, target, message)
-            )
+            arrives = self.now + self.random.uniform(*self.delay_s)
+            if self._ordered:
+                arrives = self._arrives[source, target] = max(
+                    arrives, self._arrives.get((source, target), 0.0) + 1e-9
+                )
+            self.at(arrives, lambda: self._deliver(source, target, message))
 
     def _deliver(self, source: int, target: int, message: Message) -> None:
         host = self.hosts[target]
-        if (source, target) in self.cuts or not host.powered:
+        if (source, target) in self.cuts or not host.powered or (host.deaf and self.now < host.frozen_until):
             return
         if host.core is None:
             sender = self.hosts[source]

@@ -1,0 +1,57 @@
+"""What a node tells its log: changes of its own state, and of what it hears of each peer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from nlbfarm.core.commands import Report
+from nlbfarm.core.hearing import Peer
+from nlbfarm.core.settings import Settings
+from nlbfarm.core.wire import Heartbeat, NodeState
+
+__all__ = ["Reporter"]
+
+
+class Reporter:
+    """Remembers what has been told, so that each change is told once.
+
+    Args:
+        settings: For the names of the peers.
+        agrees: Whether a peer that says this was configured as this node was.
+    """
+
+    def __init__(self, settings: Settings, agrees: Callable[[Heartbeat], bool]) -> None:
+        self._names = settings.nodes
+        self._agrees = agrees
+        self._state: tuple[NodeState, str] | None = None
+        self._heard: frozenset[int] = frozenset()
+        self._differing: frozenset[int] = frozenset()
+        self._silent: set[tuple[int, int]] = set()
+
+    def changes(self, state: tuple[NodeState, str], heard: Mapping[int, Peer]) -> Iterator[Report]:
+        """Yield what has changed: the node's state and reason, who is heard, who is configured otherwise."""
+        now_heard = frozenset(heard)
+        for node in sorted(now_heard - self._heard):
+            yield self._peer("peer.heard", node)
+        for node in sorted(self._heard - now_heard):
+            yield self._peer("peer.lost", node, warning=True)
+        self._heard = now_heard
+        differing = frozenset(node for node, peer in heard.items() if not self._agrees(peer.heartbeat))
+        for node in sorted(differing - self._differing):
+            yield self._peer("peer.configured_otherwise", node, warning=True)
+        self._differing = differing
+        if state != self._state:
+            self._state = state
+            yield Report("node.state", {"state": state[0].name, "reason": state[1]})
+
+    def networks(self, silent: set[tuple[int, int]]) -> Iterator[Report]:
+        """Yield which (peer, network) pairs fell silent or are back; nothing else changes meanwhile."""
+        for node, network in sorted(silent - self._silent):
+            yield self._peer("peer.network_lost", node, warning=True, network=network)
+        for node, network in sorted(self._silent - silent):
+            if node in self._heard:
+                yield self._peer("peer.network_back", node, network=network)
+        self._silent = silent
+
+    def _peer(self, event: str, node: int, *, warning: bool = False, **fields: object) -> Report:
+        return Report(event, {"peer": node, "name": self._names[node], **fields}, warning=warning)

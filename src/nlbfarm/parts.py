@@ -1,0 +1,77 @@
+"""What a runtime is built from, so that a vendor can put parts of its own in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nlbfarm.core.policy import FilterPolicy, IPAddress
+from nlbfarm.core.settings import Settings
+from nlbfarm.core.wire import Codec
+from nlbfarm.interfaces import Checker, Clock, FilterBackend, Heartbeat, VIPManager
+
+__all__ = ["Check", "Parts", "SystemClock"]
+
+
+class SystemClock(Clock):
+    """The clocks of the host."""
+
+    def monotonic(self) -> float:
+        """Return ``CLOCK_MONOTONIC``, the clock of the event loop."""
+        return time.monotonic()
+
+    def wall(self) -> float:
+        """Return seconds since 1970."""
+        return time.time()
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A checker and how its results count.
+
+    Args:
+        name, kind: Its name, and its type for ``status``.
+        checker: What looks.
+        interval, timeout: Seconds.
+        rise, fall: Results in a row to change one's mind.
+    """
+
+    name: str
+    kind: str
+    checker: Checker
+    interval: float
+    timeout: float
+    rise: int
+    fall: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a runtime is built from; it closes all of them.
+
+    Args:
+        settings, policy, codec: What the core, the filter and the wire are told.
+        backend, vips, heartbeat: The implementations.
+        peers: Addresses of the peers, by id, one for each heartbeat network.
+        incarnation_file: Where the incarnation is kept.
+        checks: The checkers.
+        backend_detail: Why this backend was chosen.
+        delivery: How packets for the VIPs reach the nodes, for ``status``.
+        on_turn: Called on every healthy turn (a watchdog).
+    """
+
+    settings: Settings
+    policy: FilterPolicy
+    codec: Codec
+    backend: FilterBackend
+    vips: VIPManager
+    heartbeat: Heartbeat
+    peers: Mapping[int, Sequence[IPAddress]]
+    incarnation_file: Path
+    checks: Sequence[Check] = ()
+    backend_detail: str = ""
+    delivery: str = "multicast"
+    clock: Clock = field(default_factory=SystemClock)
+    on_turn: Callable[[], None] = lambda: None
