@@ -315,3 +315,71 @@ async def test_a_spoilt_incarnation_file_is_an_error_that_names_it(tmp_path: Pat
     with pytest.raises(HostError, match=r"incarnation-1: does not hold a number; remove it"):
         await bench.runtime.open()
     await bench.runtime.close()
+
+
+async def test_a_second_flush_while_the_first_is_repaired_is_repaired_too(
+    pair: tuple[Bench, Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = pair
+    vips = one.runtime.parts.vips
+    up, repair = vips.up, one.backend.repair
+    repairs = 0
+
+    async def counted() -> None:
+        nonlocal repairs
+        repairs += 1
+        await repair()
+
+    async def flushed_again() -> None:
+        monkeypatch.setattr(vips, "up", up)
+        one.backend.damage("and once more")
+        await up()
+
+    monkeypatch.setattr(one.backend, "repair", counted)
+    monkeypatch.setattr(vips, "up", flushed_again)
+    one.backend.damage("somebody flushed it")
+    await until(lambda: repairs == 2 and one.leased and one.own == 128 and VIP in one.host.addresses)
+
+
+async def test_a_vip_that_cannot_be_taken_away_keeps_its_closed_filter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make(1, SimulatedNetwork(SystemClock()), tmp_path)
+    bench.network.heartbeat(2)
+    await bench.runtime.open()
+    await until(lambda: bench.own == 256)
+
+    async def refuse() -> None:
+        raise HostError("netlink says no")
+
+    closed = []
+    monkeypatch.setattr(bench.runtime.parts.vips, "close", refuse)
+    monkeypatch.setattr(bench.backend, "close", lambda: closed.append(True))
+    with pytest.raises(HostError, match="netlink says no"):
+        await bench.runtime.close()
+    assert closed == []
+
+
+async def test_a_vip_that_came_back_by_itself_ends_the_wait(pair: tuple[Bench, Bench]) -> None:
+    one, _ = pair
+    one.host.refuses = "interface eth0 is down"
+    one.host.addresses.clear()
+    await until(lambda: one.state == "WAIT")
+    assert "eth0 is down" in one.reason
+    one.host.addresses[VIP] = "eth0"
+    one.host.refuses = ""
+    await until(lambda: one.state == "UP" and one.own == 128)
+
+
+async def test_a_heartbeat_that_fails_ends_the_node(
+    pair: tuple[Bench, Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = pair
+
+    def fail() -> int:
+        raise RuntimeError("the socket is gone")
+
+    monkeypatch.setattr(one.runtime.parts.heartbeat, "poll", fail)
+    with pytest.raises(RuntimeError, match="the socket is gone"):
+        await one.runtime.wait()
+    await until(lambda: two.own == 256)
