@@ -191,3 +191,11 @@ def test_questions() -> None:
     assert parse_question("2001:db8::7", "[2001:db8::100]:53/UDP") == Question(
         ip_address("2001:db8::7"), None, VIP6, 53, Protocol.UDP
     )
+
+
+@pytest.mark.parametrize("client", ["192.0.2.11", "192.0.2.100"])
+def test_a_client_on_the_server_itself(client: str) -> None:
+    local = replace(KNOWLEDGE, local=frozenset({ip_address("192.0.2.11"), VIP}))
+    found = ask(f"{client}:5000", "192.0.2.100:80", local)
+    assert found["accepted_here"] is True
+    assert "served by the server itself" in str(found["reason"])

@@ -17,6 +17,7 @@ from nlbfarm import backends, checkers, plugins
 from nlbfarm.api.control import ControlServer
 from nlbfarm.config import FarmConfig, FarmKeys, derive
 from nlbfarm.core.buckets import BucketStates
+from nlbfarm.core.policy import IPAddress
 from nlbfarm.core.wire import Codec
 from nlbfarm.errors import NlbfarmError, UsageError
 from nlbfarm.explain import Knowledge, explain, parse_question
@@ -144,7 +145,9 @@ async def run_node(
             config, keys, node_id, runtime_dir=runtime_dir, state_dir=state_dir, notifier=notifier
         )
         control = ControlServer(
-            runtime_dir / farm / "control.sock", _verbs(runtime), group=config.control.group
+            runtime_dir / farm / "control.sock",
+            _verbs(runtime, _local(config, node_id)),
+            group=config.control.group,
         )
         try:
             with _Signals() as signals:
@@ -179,7 +182,8 @@ async def _serve(runtime: Runtime, signals: _Signals, notifier: Notifier) -> Non
             stopped.result()
         else:
             structlog.get_logger("nlbfarm.node").warning(
-                "node.hurried", reason="it goes without having left the farm in good order"
+                "node.hurried",
+                reason="asked a second time" if signals.second.done() else f"not done after {STOP_S:g} s",
             )
     finally:
         speaker.cancel()
@@ -234,7 +238,12 @@ async def _speak(runtime: Runtime, notifier: Notifier) -> None:
         await asyncio.sleep(STATUS_S)
 
 
-def _verbs(runtime: Runtime) -> dict[str, Any]:
+def _local(config: FarmConfig, node_id: int) -> frozenset[IPAddress]:
+    """Return the addresses that are the node's own: its heartbeat addresses and the VIPs."""
+    return frozenset({*config.node(node_id).addresses, *(vip.address for vip in config.vips)})
+
+
+def _verbs(runtime: Runtime, local: frozenset[IPAddress]) -> dict[str, Any]:
     async def answer_status(args: Mapping[str, Any]) -> dict[str, Any]:
         return await status(runtime)
 
@@ -242,12 +251,12 @@ def _verbs(runtime: Runtime) -> dict[str, Any]:
         client, service = args.get("client"), args.get("service")
         if not isinstance(client, str) or not isinstance(service, str):
             raise UsageError('explain takes "client" and "service", both text')
-        return explain(parse_question(client, service), _knowledge(runtime))
+        return explain(parse_question(client, service), _knowledge(runtime, local))
 
     return {"status": answer_status, "explain": answer_explain}
 
 
-def _knowledge(runtime: Runtime) -> Knowledge:
+def _knowledge(runtime: Runtime, local: frozenset[IPAddress]) -> Knowledge:
     parts, node = runtime.parts, runtime.node
     if node is None:
         raise NlbfarmError("the node is still starting: try again in a moment")
@@ -260,4 +269,5 @@ def _knowledge(runtime: Runtime) -> Knowledge:
         placements=dict(zip(groups, plan.placements, strict=True)) if plan is not None else {},
         states={name: BucketStates(own=own) for name, own in zip(groups, node.applied, strict=True)},
         lease_running=node.lease_until > parts.clock.monotonic(),
+        local=local,
     )

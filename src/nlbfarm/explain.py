@@ -50,6 +50,7 @@ class Knowledge:
             that is missing has no plan yet.
         states: What its filter does with the buckets now, by group.
         lease_running: Whether its filter accepts at all.
+        local: Addresses of the node itself, VIPs included: what comes from there does not pass the filter.
     """
 
     policy: FilterPolicy
@@ -58,6 +59,7 @@ class Knowledge:
     placements: Mapping[str, Placement]
     states: Mapping[str, BucketStates]
     lease_running: bool
+    local: frozenset[IPAddress] = frozenset()
 
 
 def parse_question(client: str, service: str) -> Question:
@@ -131,6 +133,13 @@ def explain(question: Question, knowledge: Knowledge) -> dict[str, Any]:
     vip = next((vip for vip in policy.vips if vip.address == question.vip), None)
     if vip is None:
         answer["reason"] = f"{question.vip} is not a virtual IP of farm {policy.farm}: it is not filtered."
+        return answer
+    if question.client in knowledge.local:
+        answer["accepted_here"] = True
+        answer["reason"] = (
+            f"{question.client} is an address of {knowledge.names[knowledge.node]}, the node asked: "
+            "what comes from the server itself is served by the server itself, whoever owns the bucket."
+        )
         return answer
     rule = _rule(policy, question)
     if rule is None:

@@ -6,12 +6,28 @@ before it is used: a clock that was set back does not bring an old life back.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from pathlib import Path
+
+import structlog
 
 from nlbfarm.errors import HostError
 
 __all__ = ["next_incarnation", "save_incarnation"]
+
+LARGEST = 1 << 63
+"""Far above any clock, and with room below the 64 bits of the wire."""
+
+_ADVICE = {
+    errno.ENOSPC: "make room on that file system, or name another --state-dir",
+    errno.EROFS: "that file system is read-only: name another --state-dir",
+    errno.EACCES: "give this user the right, or name another --state-dir",
+    errno.EPERM: "give this user the right, or name another --state-dir",
+}
+
+_log = structlog.get_logger("nlbfarm.node")
 
 
 def next_incarnation(path: Path, wall: float) -> int:
@@ -22,19 +38,26 @@ def next_incarnation(path: Path, wall: float) -> int:
         wall: The wall clock, seconds since 1970.
 
     Raises:
-        HostError: The file cannot be read or written, or holds something else.
+        HostError: The file cannot be read or written.
     """
+    last = 0
     try:
-        text = path.read_text("ascii").strip()
+        last = int(path.read_text("ascii"))
+        if not 0 <= last < LARGEST:
+            raise ValueError("out of range")
     except FileNotFoundError:
-        text = "0"
-    except (OSError, UnicodeError) as error:
-        raise HostError(f"{path}: cannot be read ({error}); make it readable or remove it") from error
-    if not text.isdigit():
-        raise HostError(
-            f"{path}: does not hold a number; remove it: the clock then gives the next incarnation"
+        pass
+    except ValueError:
+        # The clock is right nearly always; where it is not, a peer's echo makes the node jump (core.node).
+        _log.warning(
+            "incarnation.unreadable", file=str(path), detail="it holds no such number: the clock decides"
         )
-    incarnation = max(int(text) + 1, int(wall * 1000))
+        last = 0
+    except OSError as error:
+        raise HostError(
+            f"{path}: cannot be read ({error.strerror}); make it readable or remove it"
+        ) from error
+    incarnation = max(last + 1, int(wall * 1000))
     save_incarnation(path, incarnation)
     return incarnation
 
@@ -54,6 +77,7 @@ def save_incarnation(path: Path, incarnation: int) -> None:
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
-        raise HostError(
-            f"{path}: cannot be written ({error}); give this user the right, or name another --state-dir"
-        ) from error
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        advice = _ADVICE.get(error.errno or 0, "name another --state-dir")
+        raise HostError(f"{path}: cannot be written ({error.strerror}); {advice}") from error

@@ -44,6 +44,7 @@ from nlbfarm.errors import HostError, NlbfarmError, PeerError
 from nlbfarm.incarnation import next_incarnation, save_incarnation
 from nlbfarm.interfaces import CheckResult, Received
 from nlbfarm.parts import Check, Parts
+from nlbfarm.rejections import Rejections
 
 __all__ = ["Runtime"]
 
@@ -87,8 +88,7 @@ class Runtime:
         self.node: Node | None = None
         self.started_at = parts.clock.monotonic()
         self.checks: dict[str, CheckState] = {check.name: CheckState() for check in parts.checks}
-        self.rejected: dict[str, int] = {}
-        self.warnings: dict[str, str] = {}
+        self.rejections = Rejections(parts.peers, parts.settings.nodes)
         self.present: Mapping[IPAddress, bool] = {}
         self._log = structlog.get_logger("nlbfarm.node")
         self._loop = asyncio.get_running_loop()
@@ -240,14 +240,9 @@ class Runtime:
         try:
             message = self.parts.codec.decode(received.data)
         except PeerError as error:
-            if error.kind not in self.rejected:
-                self._log.warning(
-                    "heartbeat.rejected", kind=error.kind, source=received.source, error=str(error)
-                )
-            self.rejected[error.kind] = self.rejected.get(error.kind, 0) + 1
-            self.warnings["heartbeats"] = (
-                f"datagrams were refused, the newest from {received.source}: {error}"
-            )
+            said = self.rejections.add(error, received.source, self.parts.clock.monotonic())
+            if said is not None:
+                self._log.warning("heartbeat.rejected", kind=error.kind, source=received.source, detail=said)
             return
         now = self.parts.clock.monotonic()
         self.handle(MessageArrived(message, received.network, min(received.at, now)))
@@ -369,7 +364,8 @@ class Runtime:
             strangers = await self.parts.vips.claimed()
             if strangers:
                 who = ", ".join(f"{address} is in use by {mac}" for address, mac in strangers.items())
-                self._tell_vips(False, f"{who}, which is not a node of this farm")
+                reason = f"{who}, not a node of this farm: give that machine another address (tried again)"
+                self._tell_vips(False, reason)
                 return False
             async with self._vips:
                 if self._damaged:

@@ -11,6 +11,7 @@ from nlbfarm import __version__
 from nlbfarm.core.buckets import BUCKETS, NOBODY
 from nlbfarm.core.hearing import Peer
 from nlbfarm.core.policy import IPAddress
+from nlbfarm.core.wire import Heartbeat, NodeState
 from nlbfarm.errors import NlbfarmError
 from nlbfarm.interfaces import FilterCounters
 
@@ -30,12 +31,12 @@ async def status(runtime: Runtime) -> dict[str, Any]:
         raise NlbfarmError("the node is still starting: try again in a moment")
     now = parts.clock.monotonic()
     settings = parts.settings
-    warnings = dict(runtime.warnings)
+    warnings = runtime.rejections.warnings(now)
     try:
         counters = await parts.backend.counters()
     except NlbfarmError as error:
         counters = FilterCounters()
-        warnings["counters"] = f"the filter's counters cannot be read: {error}"
+        warnings.append(f"the filter's counters cannot be read: {error}")
     membership = node.membership
     plan = membership.plan
     heartbeats = parts.heartbeat.stats()
@@ -80,10 +81,10 @@ async def status(runtime: Runtime) -> dict[str, Any]:
         },
         "heartbeat": {
             "networks": [asdict(network) for network in heartbeats.networks],
-            "rejected": dict(runtime.rejected),
+            "rejected": dict(runtime.rejections.counts),
             "notes": list(heartbeats.notes),
         },
-        "warnings": [warnings[key] for key in sorted(warnings)],
+        "warnings": warnings,
     }
 
 
@@ -133,13 +134,17 @@ def _node(runtime: Runtime, node: Node, number: int, now: float) -> dict[str, An
     return row | {
         "heard": heard,
         "state": word.state.name if heard else "STOP",
-        "reason": word.reason if heard else "no heartbeat",
+        "reason": word.reason if heard else _silence(word),
         "inside": word.inside,
         "incarnation": word.incarnation,
         "last_heard_ms": _ms(now, peer.last_heard),
         "acknowledged_ms": _ms(now, peer.acked_at),
         "problem": problem,
     }
+
+
+def _silence(word: Heartbeat) -> str:
+    return "left in good order" if word.state is NodeState.STOP else "no heartbeat"
 
 
 def _networks(

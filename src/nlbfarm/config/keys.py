@@ -136,7 +136,14 @@ def load_keys(path: Path) -> FarmKeys:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
         raise ConfigError(
-            str(path), [Problem("", f"there is no such file; make it with: nlbfarm-node keygen {path}")]
+            str(path),
+            [
+                Problem(
+                    "",
+                    "there is no such file; copy it from another node of the farm or, on the first one only, "
+                    f"make it with: nlbfarm-node keygen {path}",
+                )
+            ],
         ) from None
     except OSError as error:
         raise ConfigError(str(path), [Problem("", f"cannot be read: {error.strerror}")]) from None
@@ -158,7 +165,12 @@ def load_keys(path: Path) -> FarmKeys:
         data = tomllib.loads(content.decode())
     except ValueError:
         # The parser's message may quote the line, and with it a key.
-        problems.append(Problem("", "is not a key file (not valid TOML); make one with nlbfarm-node keygen"))
+        problems.append(
+            Problem(
+                "",
+                "is not a key file (not valid TOML); copy it from another node",
+            )
+        )
         raise ConfigError(str(path), problems) from None
     keys = _parse(data, problems)
     if problems:

@@ -26,6 +26,7 @@ class Reporter:
         self._state: tuple[NodeState, str] | None = None
         self._heard: frozenset[int] = frozenset()
         self._differing: frozenset[int] = frozenset()
+        self._leaving: set[int] = set()
         self._silent: set[tuple[int, int]] = set()
 
     def changes(self, state: tuple[NodeState, str], heard: Mapping[int, Peer]) -> Iterator[Report]:
@@ -34,7 +35,11 @@ class Reporter:
         for node in sorted(now_heard - self._heard):
             yield self._peer("peer.heard", node)
         for node in sorted(self._heard - now_heard):
-            yield self._peer("peer.lost", node, warning=True)
+            if node in self._leaving:
+                yield self._peer("peer.left", node)
+            else:
+                yield self._peer("peer.lost", node, warning=True)
+        self._leaving = {node for node, peer in heard.items() if peer.heartbeat.state is NodeState.STOP}
         self._heard = now_heard
         differing = frozenset(node for node, peer in heard.items() if not self._agrees(peer.heartbeat))
         for node in sorted(differing - self._differing):
@@ -42,7 +47,8 @@ class Reporter:
         self._differing = differing
         if state != self._state:
             self._state = state
-            yield Report("node.state", {"state": state[0].name, "reason": state[1]})
+            fields = {"state": state[0].name, "reason": state[1]}
+            yield Report("node.state", fields, warning=state[0] is NodeState.WAIT)
 
     def networks(self, silent: set[tuple[int, int]]) -> Iterator[Report]:
         """Yield which (peer, network) pairs fell silent or are back; nothing else changes meanwhile."""
