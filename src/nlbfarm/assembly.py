@@ -22,9 +22,8 @@ from nlbfarm.core.wire import Codec
 from nlbfarm.errors import NlbfarmError, UsageError
 from nlbfarm.explain import Knowledge, explain, parse_question
 from nlbfarm.heartbeat.realtime import go_realtime
-from nlbfarm.heartbeat.udp import UdpHeartbeat
 from nlbfarm.instance import claim
-from nlbfarm.interfaces import VIPManager
+from nlbfarm.interfaces import Heartbeat, VIPManager
 from nlbfarm.parts import Check, Parts, SystemClock
 from nlbfarm.plugins import Kind
 from nlbfarm.runtime import Runtime
@@ -41,11 +40,14 @@ STATUS_S = 1.0
 
 
 def vip_manager(config: FarmConfig, journal: Path) -> VIPManager:
-    """Return what brings this farm's VIPs up: on real interfaces, or in memory beside the memory backend."""
-    name = "memory" if config.filter.backend == "memory" else "linux"
-    made = plugins.load(Kind.VIP, name, VIPManager)  # type: ignore[type-abstract]
-    specs = derive.vip_specs(config)
-    return made(specs) if name == "memory" else made(specs, journal)  # type: ignore[call-arg]
+    """Return what brings this farm's VIPs up, as ``filter.vip_manager`` says.
+
+    Raises:
+        PluginError: It cannot be loaded, or not be made from the VIPs and the journal.
+    """
+    name, what, specs = config.filter.vip_manager_name, "filter.vip_manager", derive.vip_specs(config)
+    arguments = (specs,) if name == "memory" else (specs, journal)  # what is in memory needs no journal
+    return plugins.make(Kind.VIP, name, VIPManager, what, *arguments)  # type: ignore[type-abstract]
 
 
 async def build(
@@ -91,8 +93,16 @@ async def build(
             codec=Codec(farm, derive.keyring(keys)),
             backend=backend,
             vips=vip_manager(config, runtime_dir / farm / "journal.json"),
-            heartbeat=UdpHeartbeat(
-                local, peers, port=config.heartbeat.port, dscp=config.heartbeat.dscp, clock=clock
+            heartbeat=plugins.make(
+                Kind.HEARTBEAT,
+                config.heartbeat.transport,
+                Heartbeat,  # type: ignore[type-abstract]
+                "heartbeat.transport",
+                local,
+                peers,
+                port=config.heartbeat.port,
+                dscp=config.heartbeat.dscp,
+                clock=clock,
             ),
             peers=peers,
             incarnation_file=state_dir / farm / "incarnation",

@@ -89,7 +89,7 @@ class FilterBackend(ABC):
     It enforces ``nlbfarm.core.decision.decide`` for every packet that arrives on a VIP's
     interface, and looks at nothing else. **It fails closed**: it accepts nothing between ``open``
     and the first ``lease``, nothing after the lease has run out, and nothing when its process
-    is stopped, killed or hung for longer than the lease.
+    is stopped, killed or hung for longer than the lease. Constructed without arguments.
     """
 
     name: str
@@ -221,6 +221,8 @@ class Heartbeat(ABC):
     """Carries datagrams between the nodes of a farm; knows nothing of what is in them.
 
     Nothing is promised: datagrams get lost, doubled, reordered and forged. The core copes.
+    Constructed as ``(local, peers, *, port, dscp, clock)``: this node's address on each network, those
+    of each peer by node id, a port, a code point (0..63), and the ``Clock`` of arrival times.
     """
 
     @abstractmethod
@@ -280,7 +282,10 @@ class CheckResult:
 
 
 class Checker(ABC):
-    """Looks at one resource of this node. Interval, rise and fall are the runtime's business."""
+    """Looks at one resource of this node. Interval, timeout, rise and fall are the runtime's business.
+
+    A plug-in is constructed with the entry's ``options`` as keyword arguments; that opens nothing yet.
+    """
 
     @abstractmethod
     async def check(self) -> CheckResult:
@@ -341,6 +346,7 @@ class VIPManager(ABC):
 
     Everything is written to a journal before it is changed, so that ``close``, the next
     ``open`` after a ``kill -9`` and ``cleanup`` put back exactly what is still as we left it.
+    Constructed as ``(specs, journal)``: the ``VipSpec`` of each VIP, and the path of the journal.
     """
 
     @abstractmethod

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
-from nlbfarm.errors import PluginError
+from nlbfarm.errors import NlbfarmError, PluginError
 from nlbfarm.interfaces import Checker, FilterBackend, Heartbeat, Service, VIPManager
 
-__all__ = ["BUILT_IN", "Kind", "Plugin", "available", "load"]
+__all__ = ["BUILT_IN", "Kind", "Plugin", "available", "load", "make"]
 
 
 T = TypeVar("T")
@@ -143,6 +143,28 @@ def load(kind: Kind, name: str, interface: type[T]) -> type[T]:
     if not issubclass(loaded, interface):
         raise PluginError(f'"{name}" of {kind.value} is not a {interface.__name__}')
     return loaded
+
+
+def make(kind: Kind, name: str, interface: type[T], what: str, /, *args: object, **options: object) -> T:
+    """Return a new object of the class called ``name``.
+
+    Args:
+        kind, name, interface: As in ``load``.
+        what: What it is for, for messages: ``'checker "disk"'``.
+        args, options: What its constructor gets.
+
+    Raises:
+        PluginError: As in ``load``, or the constructor does not accept what it gets.
+        NlbfarmError: The constructor raised it.
+    """
+    made = load(kind, name, interface)
+    try:
+        return made(*args, **options)
+    except NlbfarmError:
+        raise
+    except Exception as error:
+        where = f'{made.__module__}.{made.__qualname__} (plug-in "{name}")'
+        raise PluginError(f"{what}: {where} cannot be made: {type(error).__name__}: {error}") from error
 
 
 def _origin(point: EntryPoint) -> str:

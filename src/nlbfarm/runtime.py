@@ -347,7 +347,7 @@ class Runtime:
             gone = sorted(str(address) for address, there in self.present.items() if not there)
             if self._damaged or (self._vips_told and not gone):
                 continue
-            if gone:
+            if gone and self._vips_told:
                 self._log.warning("vip.vanished", addresses=gone)
             try:
                 async with self._vips:

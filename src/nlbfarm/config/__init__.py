@@ -3,6 +3,7 @@
 - ``types``       domain types: durations, ports, names, addresses
 - ``farm``, ``heartbeat``, ``filter``, ``nodes``, ``vips``, ``rules``, ``checkers``, ``log``,
   ``control``     one model for each table of the file
+- ``plugged``     names of plug-ins
 - ``root``        ``FarmConfig``: all tables, right in themselves and together
 - ``draft``       reading tables one by one, so that all errors are found at once
 - ``crosscheck``  what has to fit together between tables

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
 from ipaddress import IPv4Address
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, Discriminator, Field, PlainSerializer, Tag
 
+from nlbfarm.config.plugged import installed
 from nlbfarm.config.types import (
     Duration,
     Name,
@@ -22,8 +24,9 @@ from nlbfarm.config.types import (
     shown,
     whole,
 )
+from nlbfarm.plugins import Kind
 
-__all__ = ["CHECKER_TYPES", "Checker", "HttpChecker", "OnFailure", "TcpChecker"]
+__all__ = ["CHECKER_TYPES", "Checker", "HttpChecker", "OnFailure", "PluginChecker", "TcpChecker"]
 
 
 class OnFailure(StrEnum):
@@ -141,11 +144,35 @@ class HttpChecker(_Common):
     status: Annotated[Statuses, NonEmpty] = tuple(range(200, 400))
 
 
-Checker = TcpChecker | HttpChecker
-"""Any checker; ``type`` tells which."""
+class PluginChecker(_Common):
+    """A ``[[checkers]]`` entry whose type is the name of an installed plug-in.
+
+    Attributes:
+        options: What the plug-in's class gets as keyword arguments; which there are is its business.
+
+    The others are those of ``TcpChecker``.
+    """
+
+    type: Annotated[str, installed(Kind.CHECKER)]
+    options: Mapping[str, Any] = Field(default_factory=dict)
+
 
 CHECKER_TYPES: dict[str, type[TcpChecker] | type[HttpChecker]] = {"tcp": TcpChecker, "http": HttpChecker}
 """Model of each ``type``."""
+
+
+def _kind(value: object) -> str | None:
+    kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+    return kind if kind is None or kind in CHECKER_TYPES else "plug-in"
+
+
+Checker = Annotated[
+    Annotated[TcpChecker, Tag("tcp")]
+    | Annotated[HttpChecker, Tag("http")]
+    | Annotated[PluginChecker, Tag("plug-in")],
+    Discriminator(_kind),
+]
+"""Any checker; ``type`` tells which."""
 
 LATER_TYPES = ("ping", "interface", "process", "script")
 """Types that nlbfarm names but this version does not have."""

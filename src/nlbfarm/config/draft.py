@@ -15,17 +15,19 @@ from typing import Annotated, Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from nlbfarm.config.checkers import CHECKER_TYPES, LATER_TYPES
+from nlbfarm.config.checkers import CHECKER_TYPES, LATER_TYPES, PluginChecker
 from nlbfarm.config.control import Control
 from nlbfarm.config.farm import Farm
 from nlbfarm.config.filter import Filter
 from nlbfarm.config.heartbeat import Heartbeat
 from nlbfarm.config.log import Log
 from nlbfarm.config.nodes import Node
+from nlbfarm.config.plugged import choices
 from nlbfarm.config.rules import Rule
 from nlbfarm.config.types import Section, nearest, shown
 from nlbfarm.config.vips import Vip
 from nlbfarm.errors import Problem
+from nlbfarm.plugins import Kind
 
 __all__ = ["Draft", "Entry", "field_reader", "join", "read"]
 
@@ -202,14 +204,22 @@ def _checker_model(raw: Mapping[str, Any], path: str, problems: list[Problem]) -
     kind = raw.get("type")
     if isinstance(kind, str) and kind in CHECKER_TYPES:
         return CHECKER_TYPES[kind]
-    listed = " or ".join(f'"{word}"' for word in CHECKER_TYPES)
+    try:
+        known = choices(Kind.CHECKER)
+    except ValueError as error:
+        problems.append(Problem(join(path, "type"), str(error)))
+        return None
+    if isinstance(kind, str) and kind in known:
+        return PluginChecker
+    names = [*CHECKER_TYPES, *(word for word in known if word not in CHECKER_TYPES)]
+    listed = " or ".join(f'"{word}"' for word in names)
     if kind is None:
         message = f"missing; write {listed}"
     elif kind in LATER_TYPES:
         message = f"{shown(kind)} is not supported by this version of nlbfarm; write {listed}"
     else:
-        message = f"{shown(kind)} is not known; write {listed}"
-        message += nearest(kind, CHECKER_TYPES) if isinstance(kind, str) else ""
+        message = f"{shown(kind)} is not known, nor installed; write {listed}"
+        message += nearest(kind, names) if isinstance(kind, str) else ""
     problems.append(Problem(join(path, "type"), message))
     return None
 

@@ -7,7 +7,9 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
+from nlbfarm.config.plugged import installed
 from nlbfarm.config.types import Bool, Duration, Port, Section, between, whole
+from nlbfarm.plugins import Kind
 
 __all__ = ["MAX_INTERVAL", "MAX_LEASE", "MIN_INTERVAL", "Heartbeat"]
 
@@ -25,14 +27,16 @@ class Heartbeat(Section):
     """``[heartbeat]``; the same on every node.
 
     Attributes:
+        transport: What carries them: ``udp``, or the name of an installed plug-in.
         interval: Time between two heartbeats.
         lost_after: A node is lost after this many silent intervals (the detection time).
         lease: Longest time a node's filter accepts without renewal.
-        port: UDP port on every heartbeat address.
+        port: Port (of UDP) on every heartbeat address.
         dscp: Code point of the heartbeats, 0..63 (RFC 2474); 48 is network control.
         realtime: Ask the host for real-time priority and locked memory, where it allows.
     """
 
+    transport: Annotated[str, installed(Kind.HEARTBEAT)] = "udp"
     interval: Annotated[Duration, between(MIN_INTERVAL, MAX_INTERVAL)] = timedelta(milliseconds=100)
     lost_after: Annotated[int, BeforeValidator(whole(3, 255, "a number of intervals"))] = 5
     lease: Annotated[Duration, between(2 * MIN_INTERVAL, MAX_LEASE)] = timedelta(milliseconds=300)

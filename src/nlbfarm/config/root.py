@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from nlbfarm.config.checkers import Checker
 from nlbfarm.config.control import Control
@@ -39,7 +39,7 @@ class FarmConfig(Section):
     nodes: Annotated[tuple[Node, ...], NonEmpty]
     vips: Annotated[tuple[Vip, ...], NonEmpty]
     rules: Annotated[tuple[Rule, ...], NonEmpty]
-    checkers: tuple[Annotated[Checker, Field(discriminator="type")], ...] = ()
+    checkers: tuple[Checker, ...] = ()
     log: Log = Log()
     control: Control = Control()
 
