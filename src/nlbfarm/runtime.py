@@ -338,7 +338,7 @@ class Runtime:
         self.handle(ResourceChanged(VIPS, ok, reason))
 
     async def _keep_vips(self) -> None:
-        """Bring the VIPs up unless a stranger has one, and keep them there."""
+        """Bring the VIPs up, and keep them there."""
         while not await self._take_vips():  # noqa: ASYNC110 - a stranger tells nobody when it goes
             await asyncio.sleep(REPAIR_S)
         while True:
@@ -349,17 +349,10 @@ class Runtime:
                 continue
             if gone and self._vips_told:
                 self._log.warning("vip.vanished", addresses=gone)
-            try:
-                async with self._vips:
-                    if not self._damaged:
-                        await self._raise_vips()
-            except HostError as error:
-                self._tell_vips(False, str(error))
-            else:
-                self._tell_vips(True)
+            await self._take_vips()
 
     async def _take_vips(self) -> bool:
-        """Bring the VIPs up for the first time; return whether that was possible."""
+        """Bring the VIPs up unless a stranger has one; return whether that was possible."""
         try:
             strangers = await self.parts.vips.claimed()
             if strangers:

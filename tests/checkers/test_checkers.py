@@ -10,16 +10,17 @@ import shutil
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nlbfarm.checkers import HttpChecker, TcpChecker, build
-from nlbfarm.errors import UsageError
+from nlbfarm.errors import PluginError, UsageError
 from nlbfarm.interfaces import Checker, CheckResult
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -380,11 +381,13 @@ LOOPBACK = IPv4Address("127.0.0.1")
 @dataclass
 class Config:
     type: str
+    name: str = "page"
     timeout: timedelta = timedelta(seconds=LONG)
     address: IPv4Address = LOOPBACK
     port: int = 0
     url: str = ""
     status: tuple[int, ...] = (200,)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 async def test_build() -> None:
@@ -395,5 +398,5 @@ async def test_build() -> None:
         assert isinstance(http, HttpChecker)
         assert (await look(tcp)).ok
         assert (await look(http)).ok
-    with pytest.raises(UsageError, match="ping"):
+    with pytest.raises(PluginError, match=r'nothing called "ping" is installed for nlbfarm.checkers'):
         build(Config("ping"))

@@ -9,15 +9,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from tests.config_support import changed, write
+from tests.plugin_support import install, site_directory
 
+from nlbfarm.backends.memory import MemoryBackend
+from nlbfarm.backends.nftables import NftablesBackend
 from nlbfarm.cli import cli
 from nlbfarm.instance import claim
+from nlbfarm.nft import NftError
 
 NS = f"nfh6-{os.getpid()}"
 CONFIG = changed(
@@ -35,7 +39,68 @@ def test_nothing_to_do(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["cleanup", "--runtime-dir", str(tmp_path / "none")])
     assert (result.exit_code, result.stdout) == (0, "nothing to do\n")
     result = CliRunner().invoke(cli, ["cleanup", "--runtime-dir", str(tmp_path / "none"), "--json"])
-    assert json.loads(result.stdout) == {"farm": None, "done": []}
+    assert json.loads(result.stdout) == {"farm": None, "done": [], "notes": []}
+
+
+@pytest.fixture
+def filters(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Make the built-in backends' cleanup write down for which farm they were called, and change nothing."""
+    asked: list[str] = []
+
+    async def cleanup(farm: str) -> Sequence[str]:
+        asked.append(farm)
+        return []
+
+    for backend in (NftablesBackend, MemoryBackend):
+        monkeypatch.setattr(backend, "cleanup", cleanup)
+    return asked
+
+
+def test_a_damaged_journal_keeps_the_filter(tmp_path: Path, filters: list[str]) -> None:
+    """Also the second time: the VIP that nobody knows of may still be there."""
+    pytest.importorskip("pyroute2")
+    farm = f"test-{os.getpid()}"
+    journal = tmp_path / farm / "journal.json"
+    journal.parent.mkdir()
+    journal.write_text("{")
+    for _ in range(2):
+        result = CliRunner().invoke(cli, ["cleanup", "--runtime-dir", str(tmp_path)])
+        assert result.exit_code == 4
+        assert f"the journal {journal} is damaged" in result.stderr
+        assert "as root" not in result.stderr
+        assert filters == []
+        assert journal.read_text() == "{"
+    journal.unlink()
+    assert CliRunner().invoke(cli, ["cleanup", "--runtime-dir", str(tmp_path)]).exit_code == 0
+    assert set(filters) == {farm}
+    assert not journal.parent.exists()
+
+
+def test_root_is_only_asked_for_when_a_right_is_missing(
+    tmp_path: Path, filters: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(farm: str) -> Sequence[str]:
+        raise NftError("nftables: Operation not permitted", permission=True)
+
+    monkeypatch.setattr(NftablesBackend, "cleanup", refused)
+    arguments = ["cleanup", "--farm", f"test-{os.getpid()}", "--runtime-dir", str(tmp_path)]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 4
+    assert "not everything could be put back; try again as root:" in result.stderr
+
+
+def test_a_plug_in_that_cannot_be_imported_is_a_note(tmp_path: Path, filters: list[str]) -> None:
+    farm = f"test-{os.getpid()}"
+    (tmp_path / "run" / farm).mkdir(parents=True)
+    with site_directory(tmp_path / "site") as site:
+        install(site, "acme", "[nlbfarm.backends]\nacme = acme_gone:Backend\n")
+        result = CliRunner().invoke(cli, ["cleanup", "--runtime-dir", str(tmp_path / "run"), "--json"])
+    assert result.exit_code == 0, result.stderr
+    (note,) = json.loads(result.stdout)["notes"]
+    assert "acme_gone" in note
+    assert "cannot be imported" in note
+    assert "note: " in result.stderr
+    assert not (tmp_path / "run" / farm).exists()
 
 
 def test_refuses_while_a_node_is_running(tmp_path: Path) -> None:

@@ -133,6 +133,9 @@ def test_which_farm(tmp_path: Path) -> None:
     assert find_farm(None, None, runtime) == "shop"
     assert find_farm("other", None, runtime) == "other"
     (runtime / "blog").mkdir()
+    (runtime / "shop" / "control.sock").touch()
+    assert find_farm(None, None, runtime) == "shop"  # blog left an empty directory
+    (runtime / "blog" / "journal.json").touch()
     with pytest.raises(UsageError, match="several farms here; say which with --farm: blog, shop"):
         find_farm(None, None, runtime)
     config = write(tmp_path)

@@ -142,6 +142,7 @@ def test_status(runtime: Path) -> None:
         "  web2  2   UP     yes      42 ms ago   61 ms ago  +-        100 (39 %)",
         "  web3  3   lost   no       42 ms ago   never      +-        -",
         "  web3: no heartbeat",
+        "  NETWORKS: a sign for each heartbeat network in its order; + heard on it lately, - not",
         "",
         "virtual IPs",
         "  ADDRESS      INTERFACE  HERE",
@@ -168,6 +169,23 @@ def test_status_of_a_node_that_waits() -> None:
     lines = tables.status(waiting).splitlines()
     assert lines[0] == "farm shop, node web1 (id 1): WAIT (page is down)"
     assert lines[1] == "  in no view; lease: run out, nothing is accepted"
+
+
+def test_long_ago_is_told_in_seconds() -> None:
+    lost = STATUS | {"nodes": [peer(1, self=True), peer(2, last_heard_ms=92_400.0, acknowledged_ms=9_999.0)]}
+    assert "1 min 32 s ago  9999 ms ago" in tables.status(lost)
+
+
+def test_a_farm_that_does_not_run_names_those_that_do(runtime: Path) -> None:
+    (runtime / "old").mkdir()
+    result = invoke("status", "--runtime-dir", runtime, "--farm", "nosuch")
+    assert result.exit_code == 5
+    assert "running here: shop (--farm NAME)" in result.stderr
+
+
+def test_an_empty_directory_is_no_farm(runtime: Path) -> None:
+    (runtime / "old").mkdir()
+    assert "farm shop" in invoke("status", "--runtime-dir", runtime).stdout
 
 
 def test_json_is_what_the_node_said(runtime: Path) -> None:

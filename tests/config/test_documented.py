@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nlbfarm.config.checkers import CHECKER_TYPES
+from nlbfarm.config.checkers import CHECKER_TYPES, PluginChecker
 from nlbfarm.config.draft import LISTS, SINGLE, field_reader
 from nlbfarm.config.types import Section
 
@@ -17,7 +17,7 @@ PAGE = (Path(__file__).parent.parent.parent / "docs" / "configuration.md").read_
 MODELS: list[tuple[str, type[Section]]] = [
     *SINGLE.items(),
     *((key, model) for key, model in LISTS.items() if model is not None),
-    *(("checkers", model) for model in CHECKER_TYPES.values()),
+    *(("checkers", model) for model in (*CHECKER_TYPES.values(), PluginChecker)),
 ]
 
 

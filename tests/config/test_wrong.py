@@ -192,7 +192,7 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
             ),
         ),
         (
-            'checkers[0].type: "htp" is not known; write "tcp" or "http"; did you mean "http"?',
+            'checkers[0].type: "htp" is not known, nor installed; write "tcp" or "http"; did you mean "ht',
             'checkers[1].name: "page" is already the name of checkers[0]',
             'checkers[1].url: "127.0.0.1/health" is not a URL of HTTP; write "http://127.0.0.1/health"',
             "checkers[1].status: 999: HTTP statuses are from 100 to 599, the lower one first",

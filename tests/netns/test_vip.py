@@ -7,7 +7,7 @@ import fcntl
 import socket
 import struct
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -15,16 +15,17 @@ import pytest
 from pyroute2 import IPRoute
 from tests.netns.vip_support import (
     VIP,
-    Machine,
     Network,
     accept_multicast_frames,
     echo_server,
     fetch,
     inside,
     ip,
+    journal_of,
     network,
     spec,
     until,
+    vip_up,
 )
 
 from nlbfarm.core.group_mac import group_mac
@@ -42,27 +43,6 @@ OTHER_VIP = IPv4Address("192.0.2.101")
 def farm() -> Iterator[Network]:
     with network() as built:
         yield built
-
-
-def journal_of(tmp_path: Path, machine: Machine) -> Path:
-    return tmp_path / machine.namespace / "journal.json"
-
-
-@contextlib.asynccontextmanager
-async def vip_up(tmp_path: Path, machine: Machine, *vips: IPv4Address) -> AsyncIterator[LinuxVIPManager]:
-    manager = LinuxVIPManager([spec(vip) for vip in vips or (VIP,)], journal_of(tmp_path, machine))
-    with inside(machine.namespace):
-        await manager.open()
-        try:
-            await manager.up()
-        except BaseException:
-            await manager.close()
-            raise
-    try:
-        yield manager
-    finally:
-        with inside(machine.namespace):
-            await manager.close()
 
 
 async def test_conformance(farm: Network, tmp_path: Path) -> None:
@@ -269,25 +249,16 @@ async def test_multicast_mac_joined_by_others_stays(farm: Network, tmp_path: Pat
     assert GROUP in node.ip("maddr", "show", "dev", "eth0")
 
 
-async def test_interface_that_vanishes(farm: Network, tmp_path: Path) -> None:
+async def test_a_vip_of_another_farm_is_not_advised_to_be_deleted(farm: Network, tmp_path: Path) -> None:
     node = farm.nodes[0]
-    async with vip_up(tmp_path, node) as manager:
-        node.ip("link", "delete", "eth0")
-        assert manager.present() == {VIP: False}
+    async with vip_up(tmp_path, node):
+        other = LinuxVIPManager([spec()], tmp_path / "other.json")
         with inside(node.namespace):
-            assert await manager.reachable([farm.client.address]) == frozenset()
-            await manager.announce()
-            with pytest.raises(HostError, match=r"interface eth0 of the virtual IP .* does not exist"):
-                await manager.up()
-            # Another one with the same name comes: the VIP goes there.
-            node.ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth9")
-            node.ip("address", "add", f"{node.address}/24", "dev", "eth0")
-            node.ip("link", "set", "eth0", "up")
-            await manager.up()
-        assert manager.present() == {VIP: True}
-        assert GROUP in node.ip("maddr", "show", "dev", "eth0")
-    assert str(VIP) not in node.ip("address")
-    assert "nlbfarm" not in node.run("nft", "list", "tables")
+            with pytest.raises(HostError, match="by another nlbfarm farm, or left by a killed") as caught:
+                await other.open()
+            await other.close()
+        assert "nlbfarm-node cleanup" in str(caught.value)
+        assert "ip address del" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from typing import Any
 
 from nlbfarm.core.group_mac import group_mac
 from nlbfarm.interfaces import VipSpec
+from nlbfarm.vip import LinuxVIPManager
 
 VIP = IPv4Address("192.0.2.100")
 _CLONE_NEWNET = 0x40000000
@@ -137,6 +138,29 @@ def network() -> Iterator[Network]:
 def spec(address: IPv4Address = VIP, interface: str = "eth0") -> VipSpec:
     """Return the VIP that the tests use."""
     return VipSpec(address, interface, "multicast", group_mac(address))
+
+
+def journal_of(tmp_path: Path, machine: Machine) -> Path:
+    """Return where the journal of a manager on that machine is."""
+    return tmp_path / machine.namespace / "journal.json"
+
+
+@contextlib.asynccontextmanager
+async def vip_up(tmp_path: Path, machine: Machine, *vips: IPv4Address) -> AsyncIterator[LinuxVIPManager]:
+    """Have the VIPs up on a machine; yields their manager."""
+    manager = LinuxVIPManager([spec(vip) for vip in vips or (VIP,)], journal_of(tmp_path, machine))
+    with inside(machine.namespace):
+        await manager.open()
+        try:
+            await manager.up()
+        except BaseException:
+            await manager.close()
+            raise
+    try:
+        yield manager
+    finally:
+        with inside(machine.namespace):
+            await manager.close()
 
 
 # What the hash filter does in a farm: it makes TCP take packets that came in a multicast frame.

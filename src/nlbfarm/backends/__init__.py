@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from nlbfarm.errors import HostError, NlbfarmError, UsageError
 from nlbfarm.interfaces import FilterBackend, Usability
-from nlbfarm.plugins import Kind, Plugin, available
+from nlbfarm.plugins import Kind, Plugin, available, make
 
 __all__ = ["AUTO", "choose", "names", "survey"]
 
@@ -42,7 +42,7 @@ async def choose(name: str) -> tuple[FilterBackend, str]:
     Raises:
         UsageError: There is no backend of that name.
         HostError: It cannot work here (none can, for ``auto``), and why.
-        PluginError: It cannot be imported or is no ``FilterBackend``.
+        PluginError: It cannot be imported or made, or is no ``FilterBackend``.
     """
     plugins = _plugins()
     if name != AUTO:
@@ -52,18 +52,18 @@ async def choose(name: str) -> tuple[FilterBackend, str]:
                 usability = await backend.probe()
                 if not usability.usable:
                     raise HostError(f"backend {name!r} cannot work on this host: {usability.detail}")
-                return backend(), f"{name}, as configured: {usability.detail}"
+                return _make(plugin), f"{name}, as configured: {usability.detail}"
         known = ", ".join(plugin.name for plugin in plugins)
         raise UsageError(f"there is no backend {name!r}: write {AUTO!r}, or one of {known}")
     refused: list[str] = []
     for plugin in plugins:
         if plugin.name in _NEVER_BY_ITSELF:
             continue
-        backend_or_none, usability = await _try(plugin)
-        if backend_or_none is not None and usability.usable:
+        usable, usability = await _try(plugin)
+        if usable is not None and usability.usable:
             passed = f" ({'; '.join(refused)})" if refused else ""
             return (
-                backend_or_none(),
+                _make(plugin),
                 f"{plugin.name}, the first that can work here: {usability.detail}{passed}",
             )
         refused.append(f"{plugin.name}: {usability.detail}")
@@ -91,3 +91,7 @@ def _plugins() -> list[Plugin]:
 def _load(plugin: Plugin) -> type[FilterBackend]:
     loaded: type[FilterBackend] = plugin.load()
     return loaded
+
+
+def _make(plugin: Plugin) -> FilterBackend:
+    return make(Kind.BACKEND, plugin.name, FilterBackend, "the packet filter")  # type: ignore[type-abstract]

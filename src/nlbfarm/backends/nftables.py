@@ -8,11 +8,15 @@ packet path.
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from nlbfarm.backends.marks import MAX_LEASE_S, Marks
+from nlbfarm.backends.netlink import NETLINK_NETFILTER, SUBSYSTEM
 from nlbfarm.backends.render import close_script, table_name
 from nlbfarm.backends.renewal import Outcome, Renewal
 from nlbfarm.backends.table import Table, diagnose
@@ -26,6 +30,10 @@ from nlbfarm.nft import LIBRARY, Nft
 __all__ = ["NftablesBackend"]
 
 _T = TypeVar("_T")
+
+_GETGEN = 16  # NFT_MSG_GETGEN, linux/netfilter/nf_tables.h
+_REQUEST, _ERROR = 1, 2  # NLM_F_REQUEST, NLMSG_ERROR
+_ANSWER_S = 1.0
 
 
 class NftablesBackend(FilterBackend):
@@ -212,18 +220,42 @@ def _sentence(change: Change) -> str:
 
 def _probe() -> Usability:
     try:
+        # First: without the right, libnftables writes to standard error by itself, past its buffers.
+        _check_right()
+        Renewal({4}).close()
         nft = Nft()
     except HostError as error:
-        return Usability(False, str(error))
+        return Usability(False, _plain(error))
     try:
         problem = diagnose(nft)
-        if not problem:
-            Renewal({4}).close()
     except HostError as error:
         problem = str(error)
     finally:
         nft.close()
-    return Usability(not problem, problem or f"nftables in the kernel, through {LIBRARY}")
+    return Usability(not problem, _plain(problem) or f"nftables in the kernel, through {LIBRARY}")
+
+
+def _plain(problem: HostError | str) -> str:
+    return str(problem).removeprefix("nftables: ")  # whoever asks says the backend's name
+
+
+def _check_right() -> None:
+    """Make sure that nf_tables may be asked: it checks CAP_NET_ADMIN before it looks at any message."""
+    request = struct.pack("=IHHIIBBH", 20, SUBSYSTEM << 8 | _GETGEN, _REQUEST, 0, 0, 0, 0, 0)
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as asking:
+            asking.settimeout(_ANSWER_S)
+            asking.bind((0, 0))
+            asking.send(request)
+            answer = asking.recv(4096)
+    except OSError:
+        return  # Nft says what is missing
+    _, kind, _, _, _, number = struct.unpack_from("=IHHIIi", answer)
+    if kind == _ERROR and number == -errno.EPERM:
+        raise HostError(
+            "no right to change packet filters: it needs root or the capability CAP_NET_ADMIN "
+            "(systemd: AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW)"
+        )
 
 
 def _cleanup(farm: str) -> list[str]:

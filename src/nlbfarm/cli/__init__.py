@@ -21,6 +21,7 @@ from nlbfarm.cli.common import Verbs
 from nlbfarm.cli.leftovers import cleanup
 from nlbfarm.cli.look import buckets, explain, status
 from nlbfarm.cli.running import run
+from nlbfarm.config.nodes import MAX_NODES
 from nlbfarm.errors import HostError
 
 __all__ = ["cli", "main"]
@@ -38,7 +39,11 @@ for _verb in (run, check, keygen, status, buckets, explain, cleanup, backends):
 
 @cli.command()
 @click.option(
-    "--nodes", type=click.IntRange(min=2), default=3, show_default=True, help="Servers in the farm."
+    "--nodes",
+    type=click.IntRange(2, MAX_NODES),
+    default=3,
+    show_default=True,
+    help="Servers in the farm.",
 )
 @click.option(
     "--server",

@@ -22,7 +22,7 @@ __all__ = ["backends", "check", "keygen"]
 
 
 @click.command()
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(dir_okay=False, readable=False, path_type=Path))
 @click.option(
     "--host", "with_host", is_flag=True, help="Look at this host, too: interfaces, addresses, filter."
 )

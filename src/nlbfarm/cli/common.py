@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from nlbfarm.api.control import NodeNotRunningError
+from nlbfarm.api.control import NodeNotRunningError, call
 from nlbfarm.config.loading import examine
 from nlbfarm.errors import ConfigError, HostError, NlbfarmError, PluginError, UsageError
 from nlbfarm.instance import AlreadyRunningError
@@ -23,10 +23,14 @@ __all__ = [
     "echo_json",
     "farm_options",
     "find_farm",
+    "journal_path",
     "json_option",
+    "running_farms",
     "runtime_option",
     "state_option",
 ]
+
+_ANSWER_S = 2.0
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -77,7 +81,7 @@ def config_option(required: bool) -> Callable[[F], F]:
         "--config",
         "-c",
         "config_file",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=click.Path(dir_okay=False, readable=False, path_type=Path),  # we say it better
         required=required,
         help="The farm's configuration.",
     )
@@ -122,6 +126,11 @@ def control_path(runtime_dir: Path, farm: str) -> Path:
     return runtime_dir / farm / "control.sock"
 
 
+def journal_path(runtime_dir: Path, farm: str) -> Path:
+    """Return the journal of what a farm's node has changed on this host."""
+    return runtime_dir / farm / "journal.json"
+
+
 def find_farm(farm: str | None, config_file: Path | None, runtime_dir: Path) -> str | None:
     """Return the name of the farm that is meant: as given, from its configuration, or the only one here.
 
@@ -147,12 +156,46 @@ def find_farm(farm: str | None, config_file: Path | None, runtime_dir: Path) -> 
         if name is None:
             raise ConfigError(str(config_file), examined.problems)
         return str(name)
-    try:
-        farms = sorted(entry.name for entry in runtime_dir.iterdir() if entry.is_dir())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise HostError(f"cannot read {runtime_dir}: {error.strerror}") from error
+    directories = _directories(runtime_dir)
+    farms = [name for name in directories if _left_a_trace(runtime_dir, name)]
     if len(farms) > 1:
         raise UsageError(f"there are several farms here; say which with --farm: {', '.join(farms)}")
+    if not farms and len(directories) == 1:
+        farms = directories  # killed before it had either: its filter may be there all the same
     return farms[0] if farms else None
+
+
+def running_farms(runtime_dir: Path) -> list[str]:
+    """Return the names of the farms whose node answers on its control socket in ``runtime_dir``.
+
+    Raises:
+        HostError: ``runtime_dir`` cannot be read.
+    """
+    return [name for name in _directories(runtime_dir) if _answers(control_path(runtime_dir, name))]
+
+
+def _directories(runtime_dir: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in runtime_dir.iterdir() if entry.is_dir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise HostError(f"cannot read {runtime_dir}: {error.strerror}") from error
+
+
+def _left_a_trace(runtime_dir: Path, farm: str) -> bool:
+    """Whether a farm has a control socket or a journal; its directory alone may be left of one long gone."""
+    try:
+        return control_path(runtime_dir, farm).exists() or journal_path(runtime_dir, farm).exists()
+    except PermissionError:
+        return True  # we may not look: let whoever asks meet that
+
+
+def _answers(path: Path) -> bool:
+    try:
+        call(path, "status", timeout=_ANSWER_S)
+    except NodeNotRunningError:
+        return False
+    except NlbfarmError:  # it says no, or hangs: it runs
+        pass
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import time
 from collections import Counter
@@ -42,7 +43,8 @@ def run_demo(nodes: int, server: str, backend: str, json_file: Path | None, keep
         0 if every goal was reached, 1 if not, 130 if interrupted.
 
     Raises:
-        HostError: This host cannot make namespaces, or lacks something the demo needs.
+        HostError: This host cannot make namespaces, or lacks something the demo needs; or ``json_file``
+            cannot be written, found out before anything starts.
         UsageError: No demo can be told with so few nodes.
     """
     try:
@@ -53,6 +55,8 @@ def run_demo(nodes: int, server: str, backend: str, json_file: Path | None, keep
         ) from None
     if nodes < 2:
         raise UsageError(f"the demo kills a node and needs another one: --nodes 2 or more, not {nodes}")
+    if json_file is not None:
+        _check_writable(json_file)
     to_stdout = json_file is not None and str(json_file) == "-"
     console = Console(stderr=to_stdout, highlight=False)
     try:
@@ -68,7 +72,10 @@ def run_demo(nodes: int, server: str, backend: str, json_file: Path | None, keep
     if to_stdout:
         print(text)  # noqa: T201
     elif json_file is not None:
-        json_file.write_text(text + "\n")
+        try:
+            json_file.write_text(text + "\n")
+        except OSError as error:
+            raise _unwritable(json_file, error) from error
         console.print(f"Results: {json_file}")
     failures = results.failures()
     for failure in failures:
@@ -79,6 +86,23 @@ def run_demo(nodes: int, server: str, backend: str, json_file: Path | None, keep
     else:
         console.print("Every goal was reached.", style="green")
     return 1 if failures else 0
+
+
+def _check_writable(file: Path) -> None:
+    """Find out whether a file can be written; nothing of it is left if it is not there yet."""
+    if str(file) == "-" or (file.exists() and not file.is_file()):
+        return  # a pipe or a device: opening it might wait, or do something
+    new = not file.exists()
+    try:
+        os.close(os.open(file, os.O_WRONLY | (os.O_CREAT | os.O_EXCL if new else 0), 0o666))
+        if new:
+            file.unlink()
+    except OSError as error:
+        raise _unwritable(file, error) from error
+
+
+def _unwritable(file: Path, error: OSError) -> HostError:
+    return HostError(f"the results cannot be written to {file}: {error.strerror}")
 
 
 def _tell(console: Console, nodes: int, server: str, backend: str, keep: bool) -> Results:

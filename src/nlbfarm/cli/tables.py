@@ -39,7 +39,7 @@ def status(found: Mapping[str, Any]) -> str:
         + (f" ({backend['detail']})" if backend.get("detail") else "")
     )
     lines.append(f"  running for {_span(found['uptime_s'])}, pid {found['pid']}, nlbfarm {found['version']}")
-    lines += ["", "nodes", columns(_nodes(found)), *_remarks(found), "", "virtual IPs"]
+    lines += ["", "nodes", columns(_nodes(found)), *_remarks(found), *_legend(found), "", "virtual IPs"]
     lines.append(
         columns(
             [("ADDRESS", "INTERFACE", "HERE")]
@@ -87,6 +87,12 @@ def _remarks(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _legend(found: Mapping[str, Any]) -> list[str]:
+    if all(node["self"] for node in found["nodes"]):
+        return []
+    return ["  NETWORKS: a sign for each heartbeat network in its order; + heard on it lately, - not"]
+
+
 def _share(count: int) -> str:
     return f"{count} ({count * 100 / 256:.0f} %)" if count else "-"
 
@@ -105,7 +111,11 @@ def _lease(milliseconds: float) -> str:
 
 
 def _ago(milliseconds: float | None) -> str:
-    return "never" if milliseconds is None else f"{milliseconds:.0f} ms ago"
+    if milliseconds is None:
+        return "never"
+    if milliseconds < 10_000:
+        return f"{milliseconds:.0f} ms ago"
+    return f"{_span(milliseconds / 1000)} ago"
 
 
 def _span(seconds: float | None) -> str:

@@ -27,19 +27,19 @@ class Heartbeat(Section):
     """``[heartbeat]``; the same on every node.
 
     Attributes:
-        transport: What carries them: ``udp``, or the name of an installed plug-in.
         interval: Time between two heartbeats.
         lost_after: A node is lost after this many silent intervals (the detection time).
         lease: Longest time a node's filter accepts without renewal.
-        port: Port (of UDP) on every heartbeat address.
+        transport: What carries them: ``udp``, or the name of an installed plug-in.
+        port: UDP port on every heartbeat address.
         dscp: Code point of the heartbeats, 0..63 (RFC 2474); 48 is network control.
         realtime: Ask the host for real-time priority and locked memory, where it allows.
     """
 
-    transport: Annotated[str, installed(Kind.HEARTBEAT)] = "udp"
     interval: Annotated[Duration, between(MIN_INTERVAL, MAX_INTERVAL)] = timedelta(milliseconds=100)
     lost_after: Annotated[int, BeforeValidator(whole(3, 255, "a number of intervals"))] = 5
     lease: Annotated[Duration, between(2 * MIN_INTERVAL, MAX_LEASE)] = timedelta(milliseconds=300)
+    transport: Annotated[str, installed(Kind.HEARTBEAT)] = "udp"
     port: Port = 4804
     dscp: Annotated[int, BeforeValidator(whole(0, 63, "a DSCP code point"))] = 48
     realtime: Bool = True

@@ -100,7 +100,8 @@ def identify(config: FarmConfig, name: str | None, host: Host) -> int:
     )
     if mine:
         raise HostError(f"this host has addresses of several nodes ({listed}); say which with --node NAME")
-    here = ", ".join(sorted(str(address) for address in host.addresses if not address.is_loopback)) or "none"
+    told = [one for one in host.addresses if not (one.is_loopback or one.is_link_local)]
+    here = ", ".join(map(str, sorted(told, key=lambda one: (one.version, one.packed)))) or "none"
     raise HostError(
         f"this host is none of the farm's nodes: its addresses are {here}, but {listed}; "
         "correct the addresses, or say which node it is with --node NAME"

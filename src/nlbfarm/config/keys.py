@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from nlbfarm.config.types import nearest
+from nlbfarm.config.unreadable import why_unreadable
 from nlbfarm.errors import ConfigError, HostError, Problem, UsageError
 
 __all__ = ["FarmKeys", "generate", "load_keys"]
@@ -146,7 +147,7 @@ def load_keys(path: Path) -> FarmKeys:
             ],
         ) from None
     except OSError as error:
-        raise ConfigError(str(path), [Problem("", f"cannot be read: {error.strerror}")]) from None
+        raise ConfigError(str(path), [Problem("", why_unreadable(path, error))]) from None
     problems: list[Problem] = []
     # The open file is looked at, not its name: nobody can swap it in between.
     mode = os.fstat(descriptor).st_mode

@@ -14,6 +14,7 @@ from nlbfarm.config.draft import Draft, read
 from nlbfarm.config.keys import load_keys
 from nlbfarm.config.lines import line_numbers, line_of
 from nlbfarm.config.root import FarmConfig
+from nlbfarm.config.unreadable import why_unreadable
 from nlbfarm.errors import ConfigError, Problem
 
 __all__ = ["Examined", "examine", "load"]
@@ -74,7 +75,7 @@ def examine(path: Path) -> Examined:
     except FileNotFoundError:
         return _hopeless(Problem("", "there is no such file"))
     except OSError as error:
-        return _hopeless(Problem("", f"cannot be read: {error.strerror}"))
+        return _hopeless(Problem("", why_unreadable(path, error)))
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         return _hopeless(Problem(f"line {line}", "is not UTF-8 text"))

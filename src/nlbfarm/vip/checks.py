@@ -12,7 +12,7 @@ from nlbfarm.interfaces import VipSpec
 from nlbfarm.vip.changes import valid_interface
 from nlbfarm.vip.netlink import Address, Link
 
-__all__ = ["check_interface", "check_specs", "own_address", "refuse_foreign"]
+__all__ = ["check_interface", "check_link", "check_specs", "own_address", "refuse_foreign"]
 
 
 def check_specs(specs: Sequence[VipSpec]) -> dict[IPv4Address, VipSpec]:
@@ -71,6 +71,19 @@ def check_interface(spec: VipSpec, links: Mapping[str, Link], addresses: Sequenc
         )
 
 
+def check_link(spec: VipSpec, link: Link) -> None:
+    """Make sure that frames can pass a VIP's interface.
+
+    Raises:
+        HostError: It has no link.
+    """
+    if not link.carries:
+        raise HostError(
+            f"{link.name}, where clients of {spec.address} arrive, has no link: is the cable in? "
+            f"(ip link show {link.name})"
+        )
+
+
 def own_address(link: Link | None, addresses: Sequence[Address], target: IPAddress) -> IPv4Address | None:
     """Return the host's own address on the network of ``target`` at an interface, if it has one."""
     if link is None:
@@ -105,6 +118,12 @@ def refuse_foreign(
             continue
         if not address.added_by_us or (address.index, str(address.interface)) not in ours:
             name = next((link.name for link in links.values() if link.index == address.index), "?")
+            if address.marked:
+                raise HostError(
+                    f"the virtual IP {address.interface.ip} is already on this host ({address.interface} on "
+                    f"{name}): put there by another nlbfarm farm, or left by a killed one; see "
+                    f"'nlbfarm-node status' and 'nlbfarm-node cleanup'"
+                )
             raise HostError(
                 f"the virtual IP {address.interface.ip} is already on this host ({address.interface} on "
                 f"{name}), and not by this farm; take it out of the host's network configuration and remove "

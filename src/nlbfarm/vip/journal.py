@@ -28,6 +28,15 @@ __all__ = ["Entry", "Journal", "Kind", "Place"]
 _VERSION = 1
 _TABLE = re.compile(r"nlbfarm_vip_[0-9_]+")
 _SYSCTLS = frozenset({"arp_announce"})
+_DAMAGED = """\
+the journal {path} is damaged ({why}): what an earlier run changed on this host is not known, and nothing \
+was put back. Look for it, put it back where it is there (IFACE is the interface of the virtual IP), and \
+remove the file:
+  ip address show label '*:nlb'                  ip address del ADDRESS/32 dev IFACE
+  nft list tables arp                            nft delete table arp nlbfarm_vip_ADDRESS
+  sysctl net.ipv4.conf.IFACE.arp_announce        sysctl -w net.ipv4.conf.IFACE.arp_announce=0
+  rm {path}
+nlbfarm sets arp_announce to 2; 0 is the value of a host on which nobody has set another"""
 
 
 class Kind(enum.StrEnum):
@@ -142,8 +151,8 @@ class Journal:
         """Read the file; entries of an earlier boot or a namespace that is gone are dropped with the file.
 
         Raises:
-            HostError: It cannot be read, is damaged (it is kept under another name, said in the
-                message), was written by another version, or speaks of another namespace that still exists.
+            HostError: It cannot be read, is damaged (the file stays: what it listed may still be on the
+                host), was written by another version, or speaks of another namespace that still exists.
         """
         self._place = Place.here()
         self._entries = []
@@ -177,29 +186,11 @@ class Journal:
                 entries = [Entry.read(item) for item in data["entries"]]
                 return Place(str(data["boot"]), str(data["namespace"])), entries
         except (ValueError, TypeError, KeyError) as error:
-            aside = self._set_aside()
-            raise HostError(
-                f"the journal {self._path} is damaged ({error}) and was moved to {aside}: what an earlier "
-                f"run changed on this host is not known. Look with 'ip address' for a virtual IP with /32 "
-                f"and with 'nft list tables' for arp tables nlbfarm_vip_…, remove them, then start again"
-            ) from error
+            raise HostError(_DAMAGED.format(path=self._path, why=error)) from error
         raise HostError(
             f"the journal {self._path} was written by another version of nlbfarm (format {version}, this one "
             f"knows {_VERSION}); run 'nlbfarm-node cleanup' of that version, or restart the host"
         )
-
-    def _set_aside(self) -> Path:
-        number = 0
-        while True:
-            aside = self._path.with_name(f"{self._path.name}.damaged-{number}")
-            if not aside.exists():
-                break
-            number += 1
-        try:
-            self._path.rename(aside)
-        except OSError as error:
-            raise HostError(f"the damaged journal {self._path} cannot be moved: {error.strerror}") from error
-        return aside
 
     def add(self, entry: Entry) -> None:
         """Write down a change that is about to be made. One that is there already is not doubled.

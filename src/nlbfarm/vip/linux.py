@@ -21,7 +21,7 @@ from nlbfarm.interfaces import VIPManager, VipSpec
 from nlbfarm.nft import Nft
 from nlbfarm.vip import arp, arpio, changes
 from nlbfarm.vip.changes import Host
-from nlbfarm.vip.checks import check_interface, check_specs, own_address, refuse_foreign
+from nlbfarm.vip.checks import check_interface, check_link, check_specs, own_address, refuse_foreign
 from nlbfarm.vip.journal import Entry, Journal, Kind
 from nlbfarm.vip.membership import Membership
 from nlbfarm.vip.netlink import Address, Link, Netlink, Watch
@@ -108,10 +108,11 @@ class LinuxVIPManager(VIPManager):
                 await self.close()
 
     def present(self) -> Mapping[IPAddress, bool]:
-        """Say for each VIP whether its address is on its interface now, and while up, its ARP rewriting.
+        """Say for each VIP whether its interface has a link and the address, and while up, its ARP rewriting.
 
-        A VIP without its ARP rewriting (``nft flush ruleset`` takes it along) is worse than none: this
-        node alone would get all clients. It counts as not present; ``down`` and ``up`` repair it.
+        Without a link no client gets here: the other nodes shall have this one's buckets. A VIP without
+        its ARP rewriting (``nft flush ruleset`` takes it along) is worse than none: this node alone would
+        get all clients. It counts as not present; ``down`` and ``up`` repair it.
         """
         return {address: self._is_present(address) for address in self._specs}
 
@@ -180,7 +181,7 @@ class LinuxVIPManager(VIPManager):
                 self._journal.load()
                 self._refuse_foreign(links, addresses)
                 restored = self._restore(Host(netlink, nft))
-                watch.seed(netlink.addresses())
+                watch.seed(netlink.links().values(), netlink.addresses())
             self._indexes = {spec.interface: links[spec.interface].index for spec in self._specs.values()}
         except BaseException:
             if watch is not None:
@@ -201,6 +202,7 @@ class LinuxVIPManager(VIPManager):
             links, addresses = netlink.links(), netlink.addresses()
             for spec in self._specs.values():
                 check_interface(spec, links, addresses)
+                check_link(spec, links[spec.interface])
             self._refuse_foreign(links, addresses)
             self._forget_lost_interfaces(links)
             try:
@@ -303,20 +305,20 @@ class LinuxVIPManager(VIPManager):
     def _restore(self, host: Host, entries: Sequence[Entry] | None = None) -> list[str]:
         """Put back ``entries`` (or all of the journal), the latest first; tries all before it raises."""
         lines: list[str] = []
-        problems: list[str] = []
+        problems: list[HostError] = []
         for entry in reversed(self._journal.entries if entries is None else entries):
             try:
                 line = host.undo(entry)
                 self._journal.remove(entry)
             except HostError as error:
-                problems.append(str(error))
+                problems.append(error)
                 continue
             if line is not None:
                 lines.append(line)
-            else:
+            elif entry.kind is not Kind.TABLE:  # a table is either gone or removed by its name
                 _log.info("vip.left_alone", kind=entry.kind.value, interface=entry.interface, name=entry.name)
         if problems:
-            raise HostError("not everything could be put back: " + "; ".join(problems))
+            raise HostError("; ".join(map(str, problems))) from problems[0]
         return lines
 
     def _refuse_foreign(self, links: Mapping[str, Link], addresses: Sequence[Address]) -> None:
@@ -354,7 +356,8 @@ class LinuxVIPManager(VIPManager):
         if self._watch is None:
             return False
         index = self._indexes[self._specs[address].interface]
-        return self._watch.has_address(index, address) and (not self._up or self._rewrites(address))
+        there = self._watch.has_link(index) and self._watch.has_address(index, address)
+        return there and (not self._up or self._rewrites(address))
 
     def _announce_again(self) -> None:
         if self._thread is not None:

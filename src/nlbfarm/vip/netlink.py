@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import importlib
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 from types import TracebackType
@@ -28,7 +29,18 @@ OURS = 78
 _SCOPE_HOST = 254  # linux/rtnetlink.h, RT_SCOPE_HOST
 _LABEL = "nlb"
 _LABEL_LENGTH = 15  # linux/if.h, IFNAMSIZ without the zero
-_IFF_UP, _IFF_LOOPBACK, _IFF_NOARP, _IFF_MULTICAST = 0x1, 0x8, 0x80, 0x1000  # linux/if.h
+# linux/if.h
+_IFF_UP, _IFF_LOOPBACK, _IFF_RUNNING, _IFF_NOARP, _IFF_MULTICAST = 0x1, 0x8, 0x40, 0x80, 0x1000
+_IFF_LOWER_UP = 0x10000
+
+
+def _carries(flags: int) -> bool:
+    """Say whether frames pass: switched on, carrier, and neither dormant (802.1X) nor under test (RFC 2863).
+
+    Interfaces that know nothing of a carrier (dummy, loopback) have all three flags while they are on.
+    """
+    needed = _IFF_UP | _IFF_RUNNING | _IFF_LOWER_UP
+    return flags & needed == needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +58,11 @@ class Link:
         return bool(self.flags & _IFF_UP)
 
     @property
+    def carries(self) -> bool:
+        """Whether it is on and has a link."""
+        return _carries(self.flags)
+
+    @property
     def speaks_arp(self) -> bool:
         """Whether it is an Ethernet-like interface with ARP and multicast."""
         return self.flags & (_IFF_LOOPBACK | _IFF_NOARP | _IFF_MULTICAST) == _IFF_MULTICAST
@@ -58,6 +75,14 @@ class Address:
     index: int
     interface: IPv4Interface
     protocol: int | None
+    label: str = ""
+
+    @property
+    def marked(self) -> bool:
+        """Whether nlbfarm put it there, of this farm or another: by its mark, or by its label before 5.18."""
+        return self.protocol == OURS or (
+            self.protocol is None and self.label.partition(":")[2] == _LABEL and self.added_by_us
+        )
 
     @property
     def added_by_us(self) -> bool:
@@ -107,6 +132,7 @@ class Netlink:
                 message["index"],
                 IPv4Interface(f"{message.get_attr('IFA_LOCAL')}/{message['prefixlen']}"),
                 message.get_attr("IFA_PROTO"),
+                message.get_attr("IFA_LABEL") or "",
             )
             for message in self._dump(lambda: self._route.get_addr(family=socket.AF_INET))
         ]
@@ -170,8 +196,11 @@ class Netlink:
 _NLMSG = struct.Struct("=IHHII")  # linux/netlink.h: length, type, flags, sequence, port
 _IFADDRMSG = struct.Struct("=BBBBI")  # linux/if_addr.h: family, prefix length, flags, scope, index
 _ATTRIBUTE = struct.Struct("=HH")
-_RTMGRP_IPV4_IFADDR = 0x10
-_NEWADDR, _DELADDR = 20, 21
+_IFINFOMSG = struct.Struct("=BxHiII")  # linux/rtnetlink.h: family, type, index, flags, change
+_RTMGRP_LINK, _RTMGRP_IPV4_IFADDR = 0x1, 0x10
+_NEWLINK, _DELLINK, _NEWADDR, _DELADDR = 16, 17, 20, 21
+_SIOCGIFFLAGS = 0x8913  # linux/sockios.h; answered under RCU alone
+_IFREQ = struct.Struct("=16sh22x")
 _IFA_LOCAL = 2
 _NETLINK_NETFILTER = 12
 _NEWRULE, _GETRULE, _DONE, _ERROR = (10 << 8) | 6, (10 << 8) | 7, 3, 2  # subsystem nf_tables is 10
@@ -200,20 +229,23 @@ def _local_address(attributes: bytes) -> IPv4Address | None:
 
 
 class Watch:
-    """Knows, without asking anybody who might be busy, which addresses are there and whether ARP rules are.
+    """Knows, without asking anybody who might be busy: links, addresses, and whether ARP rules are there.
 
-    Addresses are followed by the kernel's notifications: a dump would wait for the RTNL lock on older
-    kernels, and the event loop with it. Rules are dumped, because the kernel answers that under RCU alone
-    (``nf_tables_dump_rules``), in microseconds.
+    Links and addresses are followed by the kernel's notifications: a dump would wait for the RTNL lock on
+    older kernels, and the event loop with it. Rules are dumped, because the kernel answers that under RCU
+    alone (``nf_tables_dump_rules``), in microseconds.
+
+    The kernel tells a lost carrier within a second (``linkwatch_schedule_work`` in net/core/link_watch.c).
     """
 
     def __init__(self) -> None:
         self._present: set[tuple[int, IPv4Address]] = set()
+        self._carrying: set[int] = set()  # indexes of the interfaces with a link
         self._addresses = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._rules: socket.socket | None = None
         try:
             self._addresses.setblocking(False)
-            self._addresses.bind((0, _RTMGRP_IPV4_IFADDR))
+            self._addresses.bind((0, _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR))
             self._rules = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
             self._rules.setblocking(False)
             self._rules.bind((0, 0))
@@ -221,17 +253,28 @@ class Watch:
             self.close()
             raise
 
-    def seed(self, addresses: list[Address]) -> None:
-        """Take in the addresses of a dump made after construction; what changed since is applied on top."""
+    def seed(self, links: Iterable[Link], addresses: Iterable[Address]) -> None:
+        """Take in dumps made after construction; what changed since is applied on top."""
+        self._carrying |= {link.index for link in links if link.carries}
         self._present |= {(address.index, address.interface.ip) for address in addresses}
+
+    def has_link(self, index: int) -> bool:
+        """Say whether the interface is on and has a link, as far as the kernel has told."""
+        self._catch_up()
+        return index in self._carrying
 
     def has_address(self, index: int, address: IPv4Address) -> bool:
         """Say whether ``address`` is on the interface now."""
+        self._catch_up()
+        return (index, address) in self._present
+
+    def _catch_up(self) -> None:
+        """Take in what the kernel has told since the last time."""
         while True:
             try:
                 data = self._addresses.recv(65536)
             except BlockingIOError:
-                break
+                return
             except OSError:  # ENOBUFS: more changes than the queue holds; look for ourselves, once
                 self._reload()
                 continue
@@ -241,17 +284,28 @@ class Watch:
                     if local is not None:
                         change = self._present.add if kind == _NEWADDR else self._present.discard
                         change((_IFADDRMSG.unpack_from(body)[4], local))
-        return (index, address) in self._present
+                elif kind in (_NEWLINK, _DELLINK) and len(body) >= _IFINFOMSG.size:
+                    family, _, index, flags, _ = _IFINFOMSG.unpack_from(body)
+                    # Bridges speak of their ports in the same group: a port that leaves one is not gone.
+                    if family == socket.AF_UNSPEC:
+                        carries = kind == _NEWLINK and _carries(flags)
+                        (self._carrying.add if carries else self._carrying.discard)(index)
 
     def _reload(self) -> None:
-        present = set()
-        for name, addresses in psutil.net_if_addrs().items():
-            with contextlib.suppress(OSError):
-                index = socket.if_nametoindex(
-                    name.partition(":")[0]
-                )  # an address with a label has it as name
-                present |= {(index, IPv4Address(a.address)) for a in addresses if a.family == socket.AF_INET}
-        self._present = present
+        present, carrying = set(), set()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            for label, addresses in psutil.net_if_addrs().items():
+                name = label.partition(":")[0]  # an address with a label has it as name
+                with contextlib.suppress(OSError):
+                    index = socket.if_nametoindex(name)
+                    present |= {
+                        (index, IPv4Address(a.address)) for a in addresses if a.family == socket.AF_INET
+                    }
+                    answer = fcntl.ioctl(asking, _SIOCGIFFLAGS, _IFREQ.pack(name.encode(), 0))
+                    # The old call cannot tell IFF_LOWER_UP; RUNNING follows it after a moment.
+                    if _carries(_IFREQ.unpack(answer)[1] | _IFF_LOWER_UP):
+                        carrying.add(index)
+        self._present, self._carrying = present, carrying
 
     def rules(self, table: str) -> int | None:
         """Count the rules of a table of the ``arp`` family; ``None`` if the kernel gave no whole answer."""
