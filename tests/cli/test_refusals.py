@@ -11,28 +11,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from tests.config_support import write
+from tests.nobody import as_nobody
 
 from nlbfarm.cli import cli
 from nlbfarm.config.host import Host, Interface, identify
 from nlbfarm.config.loading import load
 from nlbfarm.core.policy import IPAddress
 from nlbfarm.errors import HostError
-
-ROOT = Path(__file__).parents[2]
-
-
-def as_nobody(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a program as a user with no rights; skips where that cannot be."""
-    if os.geteuid() != 0 or shutil.which("setpriv") is None:
-        pytest.skip("no root, or lack of the program 'setpriv'")
-    return subprocess.run(
-        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd="/",
-        check=False,
-    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the demo is for Linux")
@@ -59,24 +44,14 @@ def test_a_configuration_that_may_not_be_read(tmp_path: Path) -> None:
         copied = Path(shutil.copy(config, open_way / "shop.toml"))
         shutil.copy(config.parent / "shop.key", open_way / "shop.key")
         (open_way / "shop.key").chmod(0o600)
-        source = (
-            f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\nfrom nlbfarm.cli import main\nmain()"
-        )
-        able = as_nobody(
-            sys.executable,
-            "-c",
-            f"import click, pydantic, structlog, psutil; open({str(ROOT / 'LICENSE')!r})",
-        )
-        if able.returncode:
-            pytest.skip("no other user may use this Python")
-        done = as_nobody(sys.executable, "-c", source, "check", str(copied))
+        done = as_nobody("python", "-m", "nlbfarm.cli", "check", str(copied))
         assert done.returncode == 3
         assert "has no right to read it; it is root's, mode 0600: run as root" in done.stdout
         (open_way / "shop.toml").chmod(0o640)
-        done = as_nobody(sys.executable, "-c", source, "check", str(copied))
+        done = as_nobody("python", "-m", "nlbfarm.cli", "check", str(copied))
         assert "has no right to read it; it is root's, mode 0640: run as root" in done.stdout
         open_way.chmod(0o700)
-        done = as_nobody(sys.executable, "-c", source, "check", str(copied))
+        done = as_nobody("python", "-m", "nlbfarm.cli", "check", str(copied))
         assert "may not pass through the directories above it" in done.stdout
     finally:
         shutil.rmtree(open_way)
