@@ -390,3 +390,15 @@ async def test_a_heartbeat_that_fails_ends_the_node(
     with pytest.raises(RuntimeError, match="the socket is gone"):
         await one.runtime.wait()
     await until(lambda: two.own == 256)
+
+
+async def test_a_vip_that_cannot_return_after_a_repair_is_not_blamed_on_the_filter(
+    pair: tuple[Bench, Bench],
+) -> None:
+    one, two = pair
+    one.host.refuses = "eth0 has no link"
+    one.backend.damage("somebody flushed it")
+    await until(lambda: two.own == 256)
+    assert (one.state, one.reason) == ("WAIT", "eth0 has no link")
+    one.host.refuses = ""
+    await until(lambda: one.own == 128 and VIP in one.host.addresses)

@@ -303,8 +303,6 @@ class Runtime:
                     async with self._filter:
                         await self.parts.backend.repair()
                         await self.parts.backend.apply(states)
-                    if were_up:
-                        await self._raise_vips()
                 except HostError as error:
                     failed = True
                     self._log.warning("filter.repair_failed", error=str(error))
@@ -312,6 +310,11 @@ class Runtime:
                     self.handle(ResourceChanged(FILTER, False, reason))
                     await asyncio.sleep(REPAIR_S)
                     continue
+                if were_up:
+                    try:
+                        await self._raise_vips()
+                    except HostError as error:  # the filter is whole: the next look tries again
+                        self._tell_vips(False, str(error))
                 # A firewall script often flushes twice: what came in the meantime counts, too.
                 if seen == self._damages and states is self._states:
                     break

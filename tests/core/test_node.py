@@ -212,6 +212,19 @@ def test_a_node_that_is_remembered_with_a_higher_incarnation_jumps_above_it() ->
     assert play.node.holding == (0,)
 
 
+def test_a_jump_is_acted_on_at_once_even_if_the_word_is_overtaken() -> None:
+    play = alone()
+    for sequence in (1, 2, 3):
+        play.hear(word(2, sequence, hears={1: (100, play.node.sequence)}))
+        play.run(0.1)
+    quiet = word(2, 4, hears={1: (100, play.node.sequence)})
+    assert play.hear(quiet) == []
+    # Overtaken on the way: it says nothing new of its sender, but something of us.
+    done = play.hear(word(2, 3, hears={1: (101, 1)}))
+    assert of(SaveIncarnation, done)
+    assert play.node.holding == (0,)
+
+
 def test_two_nodes_with_one_id_stop_chasing_each_other_and_say_so() -> None:
     play = alone()
     for jump in range(3):

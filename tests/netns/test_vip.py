@@ -19,6 +19,7 @@ from tests.netns.vip_support import (
     accept_multicast_frames,
     echo_server,
     fetch,
+    flood,
     inside,
     ip,
     journal_of,
@@ -330,11 +331,7 @@ async def test_failure_on_the_way_up_takes_everything_back(farm: Network, tmp_pa
 async def test_present_after_more_changes_than_the_queue_holds(farm: Network, tmp_path: Path) -> None:
     node = farm.nodes[0]
     async with vip_up(tmp_path, node) as manager:
-        batch = tmp_path / "batch"
-        changes = [
-            f"address {verb} 203.0.113.{n}/32 dev lo" for n in range(1, 250) for verb in ("add", "del")
-        ]
-        batch.write_text("\n".join(changes * 6) + "\n")
+        batch = flood(tmp_path)
         node.ip("-batch", str(batch))
         with inside(node.namespace):
             assert manager.present() == {VIP: True}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.netns.vip_support import VIP, Network, inside, ip, network, until, vip_up
+from tests.netns.vip_support import VIP, Network, flood, inside, ip, network, until, vip_up
 
 from nlbfarm.core.group_mac import group_mac
 from nlbfarm.errors import HostError
@@ -70,11 +70,7 @@ async def test_link_that_is_lost(farm: Network, tmp_path: Path) -> None:
 async def test_link_lost_among_more_changes_than_the_queue_holds(farm: Network, tmp_path: Path) -> None:
     node = farm.nodes[0]
     async with vip_up(tmp_path, node) as manager:
-        batch = tmp_path / "batch"
-        changes = [
-            f"address {verb} 203.0.113.{n}/32 dev lo" for n in range(1, 250) for verb in ("add", "del")
-        ]
-        batch.write_text("\n".join(changes * 6) + "\n")
+        batch = flood(tmp_path)
         node.ip("-batch", str(batch))
         node.ip("link", "set", "eth0", "down")
         with inside(node.namespace):

@@ -213,3 +213,11 @@ async def fetch(machine: Machine, address: IPv4Address, port: int, source: IPv4A
     finally:
         writer.close()
         await writer.wait_closed()
+
+
+def flood(directory: Path) -> Path:
+    """Write a batch for ``ip`` with more changes of addresses than a notification queue holds."""
+    batch = directory / "batch"
+    changes = [f"address {verb} 203.0.113.{n}/32 dev lo" for n in range(1, 250) for verb in ("add", "del")]
+    batch.write_text("\n".join(changes * 6) + "\n")
+    return batch

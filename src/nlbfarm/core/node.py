@@ -203,11 +203,12 @@ class Node:
             if whole is not None:
                 self.membership.plans = {message.digest: whole}
             return None
+        before = self.incarnation
         for echo in message.echoes:
             if echo.node == self.settings.node and echo.incarnation > self.incarnation:
                 self._jump(echo.incarnation + 1, now)
         arrival = self.hearing.arrived(message, event.network, event.at, self.incarnation)
-        self._news = arrival is Arrival.NEWS
+        self._news = arrival is Arrival.NEWS or self.incarnation != before
         if arrival is Arrival.OLD_LIFE:
             return self._correct(message, now)
         if arrival is Arrival.DUPLICATE:
