@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.core.words import plan, settings, word
 
 from nlbfarm.core.buckets import ALL
 from nlbfarm.core.commands import (
     ApplyFilter,
+    AskFlows,
     Command,
+    Forgotten,
+    Halted,
     ProbeReachability,
     Report,
     SaveIncarnation,
@@ -17,19 +22,23 @@ from nlbfarm.core.commands import (
     Stopped,
 )
 from nlbfarm.core.events import (
+    AdminChanged,
     Event,
     FilterApplied,
     FilterDamaged,
     FilterRepaired,
+    FlowsLeft,
     MessageArrived,
     PeerRefused,
+    PowersChanged,
     Reachability,
     ResourceChanged,
+    SettingsChanged,
     StopRequested,
     TimerFired,
 )
 from nlbfarm.core.node import Node
-from nlbfarm.core.settings import Settings
+from nlbfarm.core.settings import Admin, Settings
 from nlbfarm.core.wire import Epoch, Heartbeat, NodeState
 
 PAIR = {1: "web1", 2: "web2"}
@@ -38,9 +47,12 @@ PAIR = {1: "web1", 2: "web2"}
 class Play:
     """Drives one node by hand."""
 
-    def __init__(self, configured: Settings, incarnation: int = 100, at: float = 1000.0) -> None:
+    def __init__(
+        self, configured: Settings, incarnation: int = 100, at: float = 1000.0, **options: object
+    ) -> None:
         self.now = at
-        self.node = Node(configured, incarnation, at)
+        self.flows: dict[str, dict[int, int]] = {}
+        self.node = Node(configured, incarnation, at, **options)  # type: ignore[arg-type]
         self.commands: list[Command] = []
 
     def feed(self, event: Event) -> list[Command]:
@@ -49,7 +61,7 @@ class Play:
         return done
 
     def run(self, seconds: float, *, apply: bool = True) -> list[Command]:
-        """Let time pass; the filter does at once what it is asked."""
+        """Let time pass; the filter does at once what it is asked, and ``flows`` are what is left."""
         end = self.now + seconds
         first = len(self.commands)
         while self.node.timer() <= end:
@@ -67,6 +79,8 @@ class Play:
         for command in commands:
             if isinstance(command, ApplyFilter) and apply:
                 self._settle(self.feed(FilterApplied(command.serial)), apply)
+            if isinstance(command, AskFlows):
+                self._settle(self.feed(FlowsLeft(command.serial, self.flows)), apply)
 
 
 def of(kind: type, commands: list[Command]) -> list[Command]:
@@ -346,3 +360,124 @@ def test_a_lost_network_is_a_warning_and_nothing_else() -> None:
     events = [(c.event, c.fields["network"]) for c in of(Report, told) if "network" in c.event]  # type: ignore[attr-defined]
     assert events == [("peer.network_lost", 1), ("peer.network_back", 1)]
     assert not [c for c in of(Report, told) if c.event == "peer.lost"]  # type: ignore[attr-defined]
+
+
+# -- the administrator ---------------------------------------------------------------------
+
+
+def test_a_drained_node_owns_nothing_and_serves_its_connections_to_their_end() -> None:
+    play = alone()
+    play.flows = {"web": {7: 1}}
+    play._settle(play.feed(AdminChanged(Admin.DRAIN)), True)
+    play.run(2.0)
+    assert (play.node.state, play.node.reason) == (NodeState.DRAINING, "drained by the administrator")
+    assert (play.node.holding, play.node.draining) == ((0,), (1 << 7,))
+    assert play.node.flows_left == {"web": {7: 1}}
+    assert play.node.membership.plan is not None
+    assert play.node.lease_until > play.now
+    play.flows = {}
+    play.run(2.0)
+    assert play.node.draining == (0,)
+    play._settle(play.feed(AdminChanged(Admin.RUN)), True)
+    play.run(2.0)
+    assert (play.node.state, play.node.holding) == (NodeState.UP, (ALL,))
+
+
+def test_drained_at_once_it_does_not_wait() -> None:
+    play = alone()
+    play.flows = {"web": {7: 1}}
+    play._settle(play.feed(AdminChanged(Admin.DRAIN, at_once=True)), True)
+    play.run(0.5)
+    assert (play.node.holding, play.node.draining) == ((0,), (0,))
+
+
+def test_a_stopped_node_drains_leaves_and_can_be_started_again() -> None:
+    play = alone()
+    play.flows = {"web": {7: 1}}
+    done = play.feed(AdminChanged(Admin.STOP))
+    play._settle(done, True)
+    done += play.run(3.0)
+    assert not of(Halted, done)
+    assert play.node.lease_until > play.now
+    play.flows = {}
+    done = play.run(3.0)
+    assert len(of(Halted, done)) == 1
+    assert (play.node.state, play.node.reason) == (NodeState.STOP, "stopped by the administrator")
+    assert beats(done)[-1].state is NodeState.STOP
+    assert play.node.lease_until <= play.now
+    play._settle(play.feed(AdminChanged(Admin.RUN)), True)
+    play.run(3.0)
+    assert (play.node.state, play.node.holding) == (NodeState.UP, (ALL,))
+
+
+def test_a_node_that_was_stopped_starts_stopped_and_its_process_can_end() -> None:
+    play = Play(settings(nodes=PAIR), admin=Admin.STOP)
+    done = play.run(3.0)
+    assert len(of(Halted, done)) == 1
+    assert not of(ApplyFilter, done)
+    assert play.node.state is NodeState.STOP
+    play.feed(StopRequested())
+    assert of(Stopped, play.run(1.0))
+
+
+def test_a_process_that_ends_drains_no_longer_than_its_timeout() -> None:
+    play = Play(settings(nodes=PAIR, drain_timeout=5.0))
+    play.run(2.0)
+    play.flows = {"web": {7: 1}}
+    play._settle(play.feed(StopRequested()), True)
+    assert not of(Stopped, play.run(4.5))
+    assert of(Stopped, play.run(1.5))
+
+
+def test_a_process_that_will_be_back_announces_its_connections_to_the_last() -> None:
+    play = alone()
+    play.flows = {"web": {7: 1, 9: 4}}
+    done = play.feed(StopRequested(returning=True))
+    play._settle(done, True)
+    done += play.run(1.0)
+    assert of(Stopped, done)
+    last = beats(done)[-1]
+    assert (last.state, last.holding) == (NodeState.STOP, (0,))
+    assert last.draining[0] & (1 << 7 | 1 << 9) == 1 << 7 | 1 << 9
+
+
+def test_connections_of_the_process_before_are_drained_as_soon_as_there_is_a_lease() -> None:
+    play = Play(settings(nodes=PAIR), flows={"web": {7: 1}})
+    play.flows = {"web": {7: 1}}
+    done = play.run(0.4)
+    assert [c.states["web"].drain for c in of(ApplyFilter, done)] == [1 << 7]  # type: ignore[attr-defined]
+    assert all(beat.draining == (1 << 7,) for beat in beats(done))
+    play.run(1.0)
+    assert play.node.holding == (ALL,)
+
+
+def test_powers_are_told_at_once() -> None:
+    play = alone()
+    assert [beat.powers for beat in beats(play.feed(PowersChanged((7,))))] == [(7,)]
+    with pytest.raises(ValueError, match="powers"):
+        play.feed(PowersChanged((7, 8)))
+    assert play.node.powers == (7,)
+
+
+def test_other_settings_add_nodes_and_retire_others() -> None:
+    play = alone()
+    before = play.node.settings
+    done = play.feed(SettingsChanged(replace(before, nodes={1: "web1", 3: "web3"}, drain_timeout=9.0)))
+    assert of(Forgotten, done) == [Forgotten(2)]
+    assert play.node.settings.nodes == {1: "web1", 3: "web3"}
+    play.hear(word(3))
+    assert [peer.node for peer in play.node.hearing.heard(play.now)] == [3]
+    with pytest.raises(ValueError, match="more has changed"):
+        play.feed(SettingsChanged(replace(play.node.settings, lease=0.2)))
+
+
+def test_a_node_that_is_no_longer_configured_counts_until_it_serves_nothing() -> None:
+    play = alone()
+    play.hear(word(2, holding=0b1))
+    done = play.feed(SettingsChanged(replace(play.node.settings, nodes={1: "web1"})))
+    assert play.node.retired == {2}
+    assert not of(Forgotten, done)
+    done = play.hear(word(2, sequence=2))
+    assert of(Forgotten, done) == [Forgotten(2)]
+    assert play.node.retired == frozenset()
+    assert play.node.settings.nodes == {1: "web1"}

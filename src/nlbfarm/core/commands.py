@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nlbfarm.core.buckets import BucketStates
+from nlbfarm.core.buckets import Bitmap, BucketStates
 from nlbfarm.core.wire import Message
 
 __all__ = [
     "ApplyFilter",
+    "AskFlows",
     "Command",
+    "Forgotten",
+    "Halted",
     "ProbeReachability",
     "Report",
     "SaveIncarnation",
@@ -34,6 +37,17 @@ class ApplyFilter:
 
     serial: int
     states: Mapping[str, BucketStates]
+
+
+@dataclass(frozen=True, slots=True)
+class AskFlows:
+    """Find out in which of these buckets established flows are left; answer ``FlowsLeft(serial, …)``.
+
+    Who cannot find out answers that there is one in each of them: ``drain_timeout`` ends it then.
+    """
+
+    serial: int
+    buckets: Mapping[str, Bitmap]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +79,31 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """This retired node is no longer counted with: heartbeats to and from it end."""
+
+    node: int
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """The administrator stopped the node, and it serves nothing: the VIPs come down, the process stays."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """The node has left: it holds nothing and has said so; the shell may end."""
 
 
-Command = Send | ApplyFilter | SetLease | ProbeReachability | SaveIncarnation | Report | Stopped
+Command = (
+    Send
+    | ApplyFilter
+    | AskFlows
+    | SetLease
+    | ProbeReachability
+    | SaveIncarnation
+    | Report
+    | Forgotten
+    | Halted
+    | Stopped
+)

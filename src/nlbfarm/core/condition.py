@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from nlbfarm.core.settings import Admin
 from nlbfarm.core.wire import NodeState
 
 __all__ = ["Condition"]
@@ -22,13 +23,25 @@ class Condition:
     Args:
         node: Its id, for messages.
         resources: Names of what must be there before it serves; unknown until ``learn`` tells of each.
+        admin: What the administrator wants.
     """
 
-    def __init__(self, node: int, resources: Iterable[str]) -> None:
+    def __init__(self, node: int, resources: Iterable[str], admin: Admin = Admin.RUN) -> None:
         self._node = node
         self._jumps: list[float] = []
         self.resources: dict[str, tuple[bool, str] | None] = dict.fromkeys(resources)
         self.stopping = False
+        """The process is to end."""
+        self.at_once = False
+        """It shall not wait for established connections."""
+        self.returning = False
+        """A new process will take over its connections."""
+        self.admin = admin
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the node is to leave the view: the process ends, or the administrator stopped it."""
+        return self.stopping or self.admin is Admin.STOP
 
     def learn(self, name: str, ok: bool, reason: str) -> None:
         """Take note of a resource that is there (``ok``) or not."""
@@ -52,9 +65,15 @@ class Condition:
             deaf: It hears no peer, though they seem to be there.
         """
         if closed:
-            return NodeState.STOP, "stopped"
+            return (
+                NodeState.STOP,
+                "stopped" if self.admin is not Admin.STOP else "stopped by the administrator",
+            )
         if self.stopping:
-            return NodeState.DRAINING, "stopping"
+            return NodeState.DRAINING, "restarting" if self.returning else "stopping"
+        if self.admin is not Admin.RUN:
+            reason = "drained" if self.admin is Admin.DRAIN else "stopping"
+            return NodeState.DRAINING, f"{reason} by the administrator"
         if deaf:
             return NodeState.WAIT, DEAF
         missing = [known[1] for known in self.resources.values() if known is not None and not known[0]]

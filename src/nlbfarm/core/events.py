@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nlbfarm.core.wire import Message
+from nlbfarm.core.settings import Admin, Settings
+from nlbfarm.core.wire import VERSION, Message
 
 __all__ = [
+    "AdminChanged",
     "Event",
     "FilterApplied",
     "FilterDamaged",
     "FilterRepaired",
+    "FlowsLeft",
     "MessageArrived",
     "PeerRefused",
+    "PowersChanged",
     "Reachability",
     "ResourceChanged",
+    "SettingsChanged",
     "StopRequested",
     "TimerFired",
 ]
@@ -22,11 +28,15 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class MessageArrived:
-    """An authenticated message; ``at`` is when it arrived, not later than ``now``."""
+    """An authenticated message; ``at`` is when it arrived, not later than ``now``.
+
+    ``version`` is the wire version that it was written in.
+    """
 
     message: Message
     network: int
     at: float
+    version: int = VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +90,61 @@ class Reachability:
 
 
 @dataclass(frozen=True, slots=True)
+class FlowsLeft:
+    """Answer to ``AskFlows(serial, …)``.
+
+    Args:
+        serial: Of the question.
+        flows: For each group, by bucket, how many established flows are left; buckets without one are
+            left out.
+    """
+
+    serial: int
+    flows: Mapping[str, Mapping[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class AdminChanged:
+    """The administrator wants something else of this node; ``at_once``: without waiting for connections."""
+
+    admin: Admin
+    at_once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PowersChanged:
+    """This node's powers are these from now on, one per group, 0..65535."""
+
+    powers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsChanged:
+    """The configuration was loaded anew: other nodes, powers, graces and timeouts.
+
+    Node id, groups, modes, digests and heartbeat timings must be as they were. Nodes that are no longer
+    named are retired: they get no buckets, and are forgotten when they neither hold nor drain any.
+
+    Raises (``Node.handle``):
+        ValueError: Something else has changed, too; nothing was done.
+    """
+
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
-    """The node is to leave the farm in good order; ``Stopped`` says when it has."""
+    """The process is to end; ``Stopped`` says when the node has left.
+
+    Args:
+        at_once: Do not wait for established connections.
+        returning: A new process takes over here soon: do not wait for connections either, but announce
+            their buckets as draining to the last, so that the peers leave these connections alone for
+            ``restart_grace``.
+    """
+
+    at_once: bool = False
+    returning: bool = False
 
 
 Event = (
@@ -90,6 +153,10 @@ Event = (
     | FilterApplied
     | FilterDamaged
     | FilterRepaired
+    | FlowsLeft
+    | AdminChanged
+    | PowersChanged
+    | SettingsChanged
     | ResourceChanged
     | PeerRefused
     | Reachability

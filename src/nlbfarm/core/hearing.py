@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
+from operator import or_
 
+from nlbfarm.core.buckets import Bitmap
 from nlbfarm.core.settings import Settings
-from nlbfarm.core.wire import Heartbeat
+from nlbfarm.core.wire import OLDEST, VERSION, Heartbeat, NodeState
 
 __all__ = ["Arrival", "Hearing", "Peer"]
 
@@ -38,10 +40,13 @@ class Peer:
         "acked_at",
         "acked_sequence",
         "first_heard",
+        "former",
+        "former_until",
         "heartbeat",
         "last_heard",
         "networks",
         "node",
+        "version",
     )
 
     def __init__(self, node: int, heartbeat: Heartbeat, at: float) -> None:
@@ -54,6 +59,12 @@ class Peer:
         self.acked_sequence = 0
         self.networks: dict[int, tuple[int, float]] = {}
         """For each heartbeat network: the newest sequence heard there, and when."""
+        self.former: tuple[Bitmap, ...] = ()
+        """For each group what its earlier life held or drained."""
+        self.former_until = at
+        """Until when that counts: its connections may come back to life with it."""
+        self.version = OLDEST
+        """Newest wire version in which this life has been heard."""
 
     @property
     def incarnation(self) -> int:
@@ -62,13 +73,13 @@ class Peer:
 
     @property
     def holds_nothing_outside(self) -> bool:
-        """Whether it is outside any view and neither holds nor drains a bucket.
+        """Whether it is outside any view and holds no bucket.
 
         Such a peer must hear itself named by a view, and then wait for a detection time, before
-        it accepts anything; until then it limits nobody.
+        it accepts a new flow; until then it limits nobody. It may drain: without a view it has no lease.
         """
         word = self.heartbeat
-        return not word.inside and not any(word.holding) and not any(word.draining)
+        return not word.inside and not any(word.holding)
 
     def hears(self, node: int, incarnation: int) -> bool:
         """Whether it said, in its newest heartbeat, that it hears ``node`` in that life."""
@@ -85,6 +96,12 @@ class Hearing:
         self.patience = 0.0
         """Seconds added to the detection time while we ourselves run late."""
 
+    def configure(self, settings: Settings) -> None:
+        """Go by other settings from now on; who is no longer configured is forgotten."""
+        self._settings = settings
+        for node in set(self.peers) - set(settings.nodes):
+            del self.peers[node]
+
     def forget_sent(self) -> None:
         """Start a new life: echoes of the earlier one prove nothing."""
         self._sent.clear()
@@ -98,7 +115,9 @@ class Hearing:
         if len(self._sent) > SENT_KEPT:
             del self._sent[next(iter(self._sent))]
 
-    def arrived(self, heartbeat: Heartbeat, network: int, at: float, incarnation: int) -> Arrival:
+    def arrived(
+        self, heartbeat: Heartbeat, network: int, at: float, incarnation: int, version: int = VERSION
+    ) -> Arrival:
         """Take in an authenticated heartbeat.
 
         Args:
@@ -106,15 +125,20 @@ class Hearing:
             network: The heartbeat network that it came over.
             at: When it arrived.
             incarnation: Our own, for the echo.
+            version: The wire version that it was written in.
         """
         peer = self.peers.get(heartbeat.sender)
         if peer is not None and heartbeat.incarnation < peer.incarnation:
             return Arrival.OLD_LIFE
         if peer is None or heartbeat.incarnation > peer.incarnation:
-            peer = self.peers[heartbeat.sender] = Peer(heartbeat.sender, heartbeat, at)
+            former, peer = peer, Peer(heartbeat.sender, heartbeat, at)
+            self.peers[heartbeat.sender] = peer
+            if former is not None:
+                self._inherit(peer, former, at)
             fresh = True
         else:
             fresh = heartbeat.sequence > peer.heartbeat.sequence
+        peer.version = max(peer.version, version)
         newest_there = peer.networks.get(network)
         if newest_there is None or heartbeat.sequence > newest_there[0]:
             peer.networks[network] = (heartbeat.sequence, at)
@@ -136,6 +160,44 @@ class Hearing:
         interval = self._settings.interval
         prompt = gap < 2 * interval and acked_before is not None and at - acked_before < 2 * interval
         return Arrival.SAME if prompt and _says_the_same(heartbeat, before) else Arrival.NEWS
+
+    def _inherit(self, peer: Peer, former: Peer, at: float) -> None:
+        """Let a new life of a peer stand for what the one before held and drained, for the grace."""
+        word = former.heartbeat
+        peer.former = tuple(map(or_, word.holding, word.draining))
+        peer.former_until = min(at, self.lost_at(former)) + self.grace(former)
+        if former.former_until > at and len(former.former) == len(peer.former):
+            peer.former = tuple(map(or_, peer.former, former.former))
+            peer.former_until = max(peer.former_until, former.former_until)
+
+    def grace(self, peer: Peer) -> float:
+        """Return for how many seconds the buckets of a silent peer are adopted rather than owned."""
+        word = peer.heartbeat
+        returning = word.state is NodeState.STOP and any(word.draining)
+        return self._settings.restart_grace if returning else self._settings.takeover_grace
+
+    def contested(self, now: float) -> tuple[Bitmap, ...]:
+        """Return for each group the buckets whose established flows may be another node's.
+
+        Those are the buckets that a peer announces as draining or holding, and for a grace those that a
+        silent peer, or the former life of a peer, was last known to hold or drain.
+        """
+        found = [0] * len(self._settings.groups)
+        for peer in self.peers.values():
+            word = peer.heartbeat
+            if (any(word.holding) or any(word.draining)) and now < self.counts_until(peer):
+                for index, (holding, draining) in enumerate(zip(word.holding, word.draining, strict=True)):
+                    if index < len(found):
+                        found[index] |= holding | draining
+            if now < peer.former_until:
+                for index, bitmap in enumerate(peer.former):
+                    if index < len(found):
+                        found[index] |= bitmap
+        return tuple(found)
+
+    def counts_until(self, peer: Peer) -> float:
+        """Return until when the last word of a peer counts in ``contested``, unless it speaks again."""
+        return self.lost_at(peer) + self.grace(peer)
 
     def lost_at(self, peer: Peer) -> float:
         """Return when ``peer`` counts as lost unless it is heard before."""

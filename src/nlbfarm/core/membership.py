@@ -33,13 +33,16 @@ class Own:
     incarnation: int
     state: NodeState
     powers: tuple[int, ...]
+    idle: bool = True
+    """Its filter accepts nothing: there is no connection that a lease would have to be kept for."""
 
 
 class Membership:
     """The view that one node follows, or defers to."""
 
     def __init__(self, settings: Settings, hearing: Hearing, now: float) -> None:
-        self._settings = settings
+        self.settings = settings
+        """This node's."""
         self._hearing = hearing
         self.known_epoch = Epoch()
         self.plan: Plan | None = None
@@ -62,6 +65,15 @@ class Membership:
         self._came: set[Member] = set()
         """Members of this view that have been heard inside since they were taken in."""
         self._settled: object = None
+        self.retired: frozenset[int] = frozenset()
+        """Nodes that the configuration no longer names: they get no buckets."""
+
+    def configure(self, settings: Settings, retired: frozenset[int]) -> None:
+        """Go by other settings from now on."""
+        self.settings = settings
+        self.retired = retired
+        self._settled = None
+        self.solitude.configure(settings)
 
     # -- what is known ---------------------------------------------------------------------
 
@@ -84,7 +96,7 @@ class Membership:
         """
         if self.plan is None:
             return None
-        live = {self._settings.node: own.state}
+        live = {self.settings.node: own.state}
         for peer in self._live_members(self.plan, heard):
             live[peer.node] = peer.heartbeat.state
         return _lowest(live)
@@ -105,7 +117,7 @@ class Membership:
         if word.inside or word.known_epoch < plan.view.epoch:
             return False
         waited = self._now - self._member_since.get(member, self._now)
-        return member in self._came or waited >= self._settings.detection
+        return member in self._came or waited >= self.settings.detection
 
     # -- the step --------------------------------------------------------------------------
 
@@ -142,7 +154,7 @@ class Membership:
                 and word.view is not None
                 and word.view.epoch >= newest
                 and (found is not None or word.view.epoch > newest)
-                and names(word.view, self._settings.node, own.incarnation)
+                and names(word.view, self.settings.node, own.incarnation)
             ):
                 newest, found = word.view.epoch, word
         if found is None or found.plan_digest is None:
@@ -150,20 +162,25 @@ class Membership:
         plan = found.plan or self.plans.get(found.plan_digest)
         if plan is None:
             self.wanted = (found.plan_digest, found.sender)
-        elif plan.view == found.view and len(plan.placements) == len(self._settings.groups):
+        elif plan.view == found.view and len(plan.placements) == len(self.settings.groups):
             self._enter(plan, now)
 
     def _give_up(self, own: Own, heard: Mapping[int, Peer], now: float) -> None:
         """Leave a view that is over, or that has met a greater one (rule 5)."""
         assert self.plan is not None
         view = self.plan.view
-        for member in view.members:
-            peer = self.current(member, heard)
-            word = peer.heartbeat if peer is not None else None
-            if word is None or not word.inside or word.view is None:
-                continue
-            if word.view.epoch > view.epoch and not names(word.view, self._settings.node, own.incarnation):
-                self.leave(now, "left_out", by=member.node)
+        for peer in heard.values():
+            later = peer.heartbeat.view
+            if (
+                later is not None
+                and peer.heartbeat.inside
+                and later.epoch > view.epoch
+                and not names(later, self.settings.node, own.incarnation)
+                # Who is in both will follow the later one. Its leader may be the first to say so: if both
+                # leaders waited to hear it of the member, each would outbid the other for ever.
+                and ((peer.node, peer.incarnation) in view.members or not disjoint(later, view))
+            ):
+                self.leave(now, "left_out", by=peer.node)
                 return
         for other, source in self._views_heard(own, heard):
             if disjoint(other, view) and greater(other, view):
@@ -187,7 +204,7 @@ class Membership:
                 yield word.view, peer.node
 
     def _known_outside(self, member: Member, own: Own, heard: Mapping[int, Peer]) -> bool:
-        if member == (self._settings.node, own.incarnation):
+        if member == (self.settings.node, own.incarnation):
             return True
         peer = heard.get(member.node)
         return peer is not None and (peer.incarnation > member.incarnation or not peer.heartbeat.inside)
@@ -204,11 +221,11 @@ class Membership:
 
     def _form(self, own: Own, heard: Mapping[int, Peer], now: float) -> None:
         """Form a view from outside, when none is heard and this is the node to do it (rule 2)."""
-        me = self._settings.node
+        me = self.settings.node
         if (
             self.deferral is not None
             or own.state is not NodeState.UP  # a view that nobody serves in would only be in the way
-            or now - self.outside_since < self._settings.detection
+            or now - self.outside_since < self.settings.detection
         ):
             return
         if not heard:
@@ -231,12 +248,12 @@ class Membership:
     def _lead(self, own: Own, heard: Mapping[int, Peer], now: float) -> None:
         """Keep the view true, if this node leads it: members, powers, placements."""
         assert self.plan is not None
-        plan, me = self.plan, self._settings.node
+        plan, me = self.plan, self.settings.node
         if self.leader(own, heard) != me:
             return
         limiting = [peer for peer in heard.values() if not peer.holds_nothing_outside]
         if limiting and not any(self._hearing.hears_us(peer, now) for peer in heard.values()):
-            if all(now - peer.first_heard >= self._settings.detection for peer in limiting):
+            if all(now - peer.first_heard >= self.settings.detection for peer in limiting):
                 self.leave(now, "unacknowledged", by=me)
             return
         live = {peer.node: peer for peer in self._live_members(plan, heard)}
@@ -253,7 +270,7 @@ class Membership:
         states = {own.state, *(heard[node].heartbeat.state for node in members - {me})}
         others = [peer for node, peer in heard.items() if node not in members]
         if NodeState.UP not in states and (
-            not heard or any(peer.heartbeat.state is NodeState.UP for peer in others)
+            (not heard and own.idle) or any(peer.heartbeat.state is NodeState.UP for peer in others)
         ):
             self.leave(now, "cannot_serve", by=me)
             return
@@ -287,7 +304,7 @@ class Membership:
                 continue
             if not self._hearing.hears_us(peer, now):
                 continue
-            others = [heard[other] for other in (*kept, *joiners) if other != self._settings.node]
+            others = [heard[other] for other in (*kept, *joiners) if other != self.settings.node]
             if all(_hear_each_other(peer, other) for other in others):
                 joiners.append(node)
         return tuple(joiners)
@@ -295,20 +312,20 @@ class Membership:
     def agrees(self, word: Heartbeat) -> bool:
         """Whether a peer was configured as this node was; only then may they serve together."""
         return (
-            word.config_digest == self._settings.config_digest
-            and word.secret_digest == self._settings.secret_digest
-            and len(word.powers) == len(self._settings.groups)
+            word.config_digest == self.settings.config_digest
+            and word.secret_digest == self.settings.secret_digest
+            and len(word.powers) == len(self.settings.groups)
         )
 
     def _broken_links(self, own: Own, live: Mapping[int, Peer], now: float) -> dict[int, set[int]]:
         """Return the pairs of live members of which one no longer hears the other, as fresh words say."""
-        me = self._settings.node
-        fresh = FRESH_INTERVALS * self._settings.interval
+        me = self.settings.node
+        fresh = FRESH_INTERVALS * self.settings.interval
         broken: dict[int, set[int]] = {}
         speakers = [peer for peer in live.values() if now - peer.last_heard <= fresh]
         for peer in speakers:
             settled = now - self._member_since.get(Member(peer.node, peer.incarnation), now)
-            if settled < self._settings.detection:
+            if settled < self.settings.detection:
                 continue
             if not self._hearing.hears_us(peer, now):
                 broken.setdefault(me, set()).add(peer.node)
@@ -322,20 +339,21 @@ class Membership:
     ) -> tuple[tuple[tuple[int, int], ...], ...]:
         """Return for each group the (node, power) pairs that may own buckets now."""
         words: dict[int, tuple[NodeState, tuple[int, ...], int]] = {
-            self._settings.node: (own.state, own.powers, own.incarnation)
+            self.settings.node: (own.state, own.powers, own.incarnation)
         }
-        for node in members - {self._settings.node}:
+        for node in members - {self.settings.node}:
             word = heard[node].heartbeat
             words[node] = (word.state, word.powers, word.incarnation)
         able = [
             (node, powers)
             for node, (state, powers, incarnation) in sorted(words.items())
             if state is NodeState.UP
-            and now - self._member_since.get(Member(node, incarnation), now) >= self._settings.detection
+            and node not in self.retired
+            and now - self._member_since.get(Member(node, incarnation), now) >= self.settings.detection
         ]
         return tuple(
             tuple((node, powers[index]) for node, powers in able)
-            for index in range(len(self._settings.groups))
+            for index in range(len(self.settings.groups))
         )
 
     def _placements(
@@ -344,12 +362,12 @@ class Membership:
         empty = (NOBODY,) * BUCKETS
         return tuple(
             place(previous[index] if previous else empty, dict(powers[index]), mode)
-            for index, mode in enumerate(self._settings.modes)
+            for index, mode in enumerate(self.settings.modes)
         )
 
     def eligible_at(self, now: float) -> float | None:
         """Return when the next member will have been one for a detection time; ``None`` if all have."""
-        times = [since + self._settings.detection for since in self._member_since.values()]
+        times = [since + self.settings.detection for since in self._member_since.values()]
         return min((at for at in times if at > now), default=None)
 
     # -- changes ---------------------------------------------------------------------------
@@ -364,7 +382,7 @@ class Membership:
         joiners: tuple[int, ...] = (),
     ) -> None:
         """Propose a view and its plan under a new epoch, above every one heard of, and follow it."""
-        me = self._settings.node
+        me = self.settings.node
         ids = members | {me}
         tuples = tuple(
             Member(node, own.incarnation if node == me else heard[node].incarnation) for node in sorted(ids)
@@ -390,7 +408,7 @@ class Membership:
         self.known_epoch = max(self.known_epoch, plan.view.epoch)
         owners = {owner for placement in plan.placements for owner in placement}
         # Who owns buckets has been a member for long, whatever this node has seen of it itself.
-        unseen = now - self._settings.detection
+        unseen = now - self.settings.detection
         self._came &= set(plan.view.members)
         self._member_since = {
             member: self._member_since.get(member, unseen if member.node in owners else now)
@@ -404,11 +422,16 @@ class Membership:
                     "members": [member.node for member in plan.view.members],
                     "buckets": {
                         name: {node: placement.count(node) for node in sorted(set(placement))}
-                        for name, placement in zip(self._settings.groups, plan.placements, strict=True)
+                        for name, placement in zip(self.settings.groups, plan.placements, strict=True)
                     },
                 },
             )
         )
+
+    def reopen(self, now: float) -> None:
+        """Take part again after having left for good."""
+        self.closed = False
+        self.outside_since = now
 
     def leave(self, now: float, reason: str, by: int) -> None:
         """Be outside, to release everything; only a view later than all known ones can bring it back."""

@@ -29,7 +29,10 @@ __all__ = [
     "PlanRequest",
     "View",
     "check",
+    "check_node",
     "check_plan",
+    "check_u64",
+    "clip",
     "clip_reason",
 ]
 
@@ -180,12 +183,18 @@ class PlanChunk:
 
 
 Message = Heartbeat | PlanRequest | PlanChunk
+"""What nodes say as members of a farm; for ``nlbfarm.core.node``."""
 
 
 def clip_reason(text: str) -> str:
     """Return ``text`` as a heartbeat may carry it: printable, cut to 80 bytes of UTF-8 between characters."""
+    return clip(text, MAX_REASON)
+
+
+def clip(text: str, most: int) -> str:
+    """Return ``text`` without what cannot be printed, cut to ``most`` bytes of UTF-8 between characters."""
     printable = "".join(char if char.isprintable() else " " for char in text)
-    return printable.encode()[:MAX_REASON].decode(errors="ignore")
+    return printable.encode()[:most].decode(errors="ignore")
 
 
 def check(message: Message) -> None:
@@ -197,8 +206,8 @@ def check(message: Message) -> None:
     if isinstance(message, Heartbeat):
         _check_heartbeat(message)
         return
-    _node(message.sender)
-    _u64("incarnation", message.incarnation, 0)
+    check_node(message.sender)
+    check_u64("incarnation", message.incarnation, 0)
     _size("digest", message.digest, 16)
     if isinstance(message, PlanRequest):
         if not 0 <= message.first < MAX_CHUNKS:
@@ -231,9 +240,9 @@ def check_plan(plan: Plan) -> None:
 
 def _check_heartbeat(beat: Heartbeat) -> None:
     sender = beat.sender
-    _node(sender)
-    _u64("incarnation", beat.incarnation, 0)
-    _u64("sequence", beat.sequence, 1)
+    check_node(sender)
+    check_u64("incarnation", beat.incarnation, 0)
+    check_u64("sequence", beat.sequence, 1)
     _size("configuration digest", beat.config_digest, 8)
     _size("secret digest", beat.secret_digest, 8)
     if beat.state not in _STATES:
@@ -241,7 +250,7 @@ def _check_heartbeat(beat: Heartbeat) -> None:
     if not beat.reason.isprintable():
         raise ValueError("the reason has characters that cannot be printed")
     counter, leader = beat.known_epoch
-    _u64("epoch counter", counter, 0)
+    check_u64("epoch counter", counter, 0)
     if not 0 <= leader <= 255 or (counter == 0) is not (leader == 0):
         raise ValueError(f"epoch {counter}.{leader} cannot be")
     _check_view_of(beat)
@@ -289,13 +298,13 @@ def _check_echoes(beat: Heartbeat) -> None:
         if not before < node <= 255 or node == beat.sender:
             raise ValueError("echoes are not of rising node ids 1..255 without the sender's")
         before = node
-        _u64("echoed incarnation", incarnation, 0)
-        _u64("echoed sequence", sequence, 1)
+        check_u64("echoed incarnation", incarnation, 0)
+        check_u64("echoed sequence", sequence, 1)
 
 
 def _check_view(view: View) -> None:
     counter, leader = view.epoch
-    _u64("epoch counter", counter, 1)
+    check_u64("epoch counter", counter, 1)
     if not 1 <= leader <= 255:
         raise ValueError(f"leader {leader} is not in 1..255")
     if not 1 <= len(view.members) <= MAX_NODES:
@@ -305,15 +314,17 @@ def _check_view(view: View) -> None:
         if not before < node <= 255:
             raise ValueError("members are not of rising node ids 1..255")
         before = node
-        _u64("a member's incarnation", incarnation, 0)
+        check_u64("a member's incarnation", incarnation, 0)
 
 
-def _node(node: int) -> None:
+def check_node(node: int) -> None:
+    """Raise ``ValueError`` unless ``node`` can be a node's id."""
     if not 1 <= node <= 255:
         raise ValueError(f"node id {node} is not in 1..255")
 
 
-def _u64(what: str, value: int, low: int) -> None:
+def check_u64(what: str, value: int, low: int) -> None:
+    """Raise ``ValueError`` unless ``value`` is in ``low`` .. 2**64-1."""
     if not low <= value <= _U64:
         raise ValueError(f"{what} {value} is not in {low}..2**64-1")
 

@@ -9,13 +9,16 @@ what the filter may do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import inf
 
 from nlbfarm.core.buckets import ALL, Bitmap, BucketStates, owned_by
 from nlbfarm.core.commands import (
     ApplyFilter,
     Command,
+    Forgotten,
+    Halted,
     ProbeReachability,
     Report,
     SaveIncarnation,
@@ -25,32 +28,40 @@ from nlbfarm.core.commands import (
 )
 from nlbfarm.core.condition import Condition
 from nlbfarm.core.events import (
+    AdminChanged,
     Event,
     FilterApplied,
     FilterDamaged,
     FilterRepaired,
+    FlowsLeft,
     MessageArrived,
     PeerRefused,
+    PowersChanged,
     Reachability,
     ResourceChanged,
+    SettingsChanged,
     StopRequested,
     TimerFired,
 )
 from nlbfarm.core.fetch import PlanFetch, answer
-from nlbfarm.core.handoff import acquirable, everybody_knows
+from nlbfarm.core.handoff import Handoff, acquirable, everybody_knows
 from nlbfarm.core.hearing import Arrival, Hearing, Peer
+from nlbfarm.core.lateness import Lateness
 from nlbfarm.core.lease import lease_end
 from nlbfarm.core.membership import Membership, Own
-from nlbfarm.core.messages import clip_reason
 from nlbfarm.core.reporting import Reporter
-from nlbfarm.core.settings import Settings
-from nlbfarm.core.wire import Echo, Heartbeat, NodeState, Plan, PlanChunk, PlanRequest, plan_digest
+from nlbfarm.core.settings import Admin, Settings
+from nlbfarm.core.wire import Heartbeat, NodeState, Plan, PlanChunk, PlanRequest
+from nlbfarm.core.word import Word
 from nlbfarm.errors import PeerError
 
 __all__ = ["Node"]
 
 SLACK_S = 0.0005
 """A deadline is visited this much after it, so that rounding never visits it just before."""
+
+ADOPTS = 2
+"""Wire version from which on a node adopts what another drains; earlier ones wait for the drain's end."""
 
 FAREWELLS = 3
 """How often a node that leaves says so: one lost datagram must not cost its peers a detection time."""
@@ -65,20 +76,32 @@ class Node:
         now: The present, seconds on the monotonic clock.
         resources: Names of what must be there before the node serves; unknown until
             ``ResourceChanged`` tells of each.
+        admin: What the administrator wanted last.
+        flows: Established flows that an earlier process left on this host, by group and bucket.
     """
 
     def __init__(
-        self, settings: Settings, incarnation: int, now: float, resources: Iterable[str] = ()
+        self,
+        settings: Settings,
+        incarnation: int,
+        now: float,
+        resources: Iterable[str] = (),
+        *,
+        admin: Admin = Admin.RUN,
+        flows: Mapping[str, Mapping[int, int]] | None = None,
     ) -> None:
         self.settings = settings
         self.incarnation = incarnation
         self.sequence = 0
         self.hearing = Hearing(settings)
         self.membership = Membership(settings, self.hearing, now)
-        self.condition = Condition(settings.node, resources)
+        self.condition = Condition(settings.node, resources, admin)
+        self.powers = settings.powers
+        """What it announces, one per group."""
+        self.handoff = Handoff(settings, flows or {}, now)
+        self._word = Word(self.membership, self.handoff)
+        self._lateness = Lateness(settings, self.hearing, now)
         self._reporter = Reporter(settings, self.membership.agrees)
-        self.applied: tuple[Bitmap, ...] = (0,) * len(settings.groups)
-        self.pending: tuple[int, tuple[Bitmap, ...]] | None = None
         self.lease_until = now
         self.stopped = False
         self._serial = 0
@@ -86,12 +109,9 @@ class Node:
         self._next_beat = now
         self._due = now
         self._damaged = False
-        self._woke_at: float | None = None
-        self._patience_ends = now
         self._stop_deadline = 0.0
         self._farewells = FAREWELLS
         self._spoken: object = None
-        self._digest: tuple[Plan, bytes] | None = None
         self._corrected: dict[int, tuple[int, float]] = {}
         self._mine: tuple[Plan, tuple[Bitmap, ...]] | None = None
         self._out: list[Command] = []
@@ -111,11 +131,34 @@ class Node:
         return self._state()[1]
 
     @property
+    def admin(self) -> Admin:
+        """What the administrator wants of this node."""
+        return self.condition.admin
+
+    @property
+    def applied(self) -> tuple[BucketStates, ...]:
+        """For each group what the filter does."""
+        return self.handoff.applied
+
+    @property
     def holding(self) -> tuple[Bitmap, ...]:
-        """For each group the buckets that the filter may accept, now or after the command under way."""
-        if self.pending is None:
-            return self.applied
-        return tuple(done | asked for done, asked in zip(self.applied, self.pending[1], strict=True))
+        """For each group the buckets of which the filter may accept new flows, now or soon."""
+        return self.handoff.holding
+
+    @property
+    def draining(self) -> tuple[Bitmap, ...]:
+        """For each group the buckets of which the filter accepts established flows only."""
+        return self.handoff.draining
+
+    @property
+    def flows_left(self) -> Mapping[str, Mapping[int, int]]:
+        """For each group, by bucket, how many flows were left in what is drained, when last asked."""
+        return self.handoff.flows_left
+
+    @property
+    def retired(self) -> frozenset[int]:
+        """Nodes that the configuration no longer names, and that still serve."""
+        return self.membership.retired
 
     def leader(self, now: float) -> int | None:
         """Return the leader of the view, as this node sees it; ``None`` outside."""
@@ -141,13 +184,15 @@ class Node:
             # What was queued meanwhile is read first and judged as a whole when the timer fires (rule 1).
             self._absorb(event, now)
             return self._out
-        self._judge_lateness(now)
+        report = self._lateness.judge(now - self._due, now)
+        if report is not None:
+            self._out.append(report)
         match event:
             case TimerFired():
                 beat = self._beat_due(now)
             case _:
                 answer_to = self._absorb(event, now)
-        if not self._news and self._woke_at is None and self.lease_until > now:
+        if not self._news and not self._lateness.doubtful and self.lease_until > now:
             # Most heartbeats say what the last one said. The next turn judges everything anyway.
             if answer_to is not None:
                 heard = {peer.node: peer for peer in self.hearing.heard(now)}
@@ -163,7 +208,15 @@ class Node:
             case MessageArrived():
                 return self._message(event, now)
             case FilterApplied():
-                self._filter_applied(event)
+                self.handoff.filter_applied(event.serial, now)
+            case FlowsLeft():
+                self.handoff.flows_answered(event.serial, event.flows, now)
+            case AdminChanged():
+                self._admin(event, now)
+            case PowersChanged():
+                self._set_powers(event.powers)
+            case SettingsChanged():
+                self._configure(event.settings)
             case FilterDamaged():
                 self._damaged = True
             case FilterRepaired():
@@ -175,9 +228,10 @@ class Node:
             case Reachability():
                 self.membership.solitude.reachability(event.nodes)
             case StopRequested():
-                if not self.condition.stopping:
-                    self.condition.stopping = True
-                    self._stop_deadline = now + 2 * self.settings.detection
+                self._leave_soon(now)
+                self.condition.stopping = True
+                self.condition.at_once |= event.at_once
+                self.condition.returning |= event.returning
             case TimerFired():
                 pass
         return None
@@ -189,7 +243,7 @@ class Node:
             return None
         if isinstance(message, PlanRequest):
             plan = self.membership.plan
-            if plan is not None and self._plan_digest(plan) == message.digest:
+            if plan is not None and self._word.digest(plan) == message.digest:
                 for chunk in answer(message, plan, self.settings.node, self.incarnation):
                     self._out.append(Send(chunk, (message.sender,)))
             return None
@@ -207,7 +261,7 @@ class Node:
         for echo in message.echoes:
             if echo.node == self.settings.node and echo.incarnation > self.incarnation:
                 self._jump(echo.incarnation + 1, now)
-        arrival = self.hearing.arrived(message, event.network, event.at, self.incarnation)
+        arrival = self.hearing.arrived(message, event.network, event.at, self.incarnation, event.version)
         self._news = arrival is Arrival.NEWS or self.incarnation != before
         if arrival is Arrival.OLD_LIFE:
             return self._correct(message, now)
@@ -240,36 +294,78 @@ class Node:
         self._out.append(Report("node.incarnation_raised", {"incarnation": incarnation}, warning=True))
         self.condition.jumped(now)
 
-    def _judge_lateness(self, now: float) -> None:
-        """See how late this turn is: the first one after a pause, whichever event it brings."""
-        late = now - self._due
-        settings = self.settings
-        if late >= settings.lease:
-            self._woke_at = now
-            self._out.append(Report("node.late", {"late_ms": round(late * 1e3)}, warning=True))
-        if late > settings.interval:
-            self.hearing.patience = max(self.hearing.patience, late)
-            self._patience_ends = now + settings.detection
-        elif now >= self._patience_ends:
-            self.hearing.patience = 0.0
-
     def _beat_due(self, now: float) -> bool:
         """Return whether a heartbeat is due, and set the time of the next."""
         if now < self._next_beat:
             return False
-        gap = self.settings.interval / 5 if self.membership.closed else self.settings.interval
+        last_words = self.membership.closed and self.condition.stopping
+        gap = self.settings.interval / 5 if last_words else self.settings.interval
         self._next_beat = max(self._next_beat + gap, now + gap / 2)
         return True
 
-    def _filter_applied(self, event: FilterApplied) -> None:
-        if self.pending is None or self.pending[0] != event.serial:
-            raise ValueError(f"no filter change {event.serial} is under way")
-        self.applied = self.pending[1]
-        self.pending = None
+    # -- what the administrator wants ------------------------------------------------------
+
+    def _leave_soon(self, now: float) -> None:
+        if not self.condition.leaving:
+            self._stop_deadline = now + 2 * self.settings.detection
+
+    def _admin(self, event: AdminChanged, now: float) -> None:
+        if event.admin is Admin.STOP:
+            self._leave_soon(now)
+        elif self.membership.closed and not self.condition.stopping:
+            self.membership.reopen(now)
+        self.condition.admin = event.admin
+        self.condition.at_once = event.at_once or (self.condition.stopping and self.condition.at_once)
+        self._out.append(Report("node.admin", {"admin": event.admin.value, "at_once": event.at_once}))
+
+    def _set_powers(self, powers: tuple[int, ...]) -> None:
+        if len(powers) != len(self.settings.groups) or not all(0 <= power <= 65535 for power in powers):
+            raise ValueError(f"powers {powers} for {len(self.settings.groups)} groups")
+        self.powers = powers
+        fields = {"powers": dict(zip(self.settings.groups, powers, strict=True))}
+        self._out.append(Report("node.powers", fields))
+
+    def _configure(self, settings: Settings) -> None:
+        """Go by other settings; nodes that they do not name are retired as long as they serve."""
+        before, settings = self.settings, self.settings.renewed(settings)
+        gone = {node: name for node, name in before.nodes.items() if node not in settings.nodes}
+        retired = frozenset(gone.keys() & self.hearing.peers.keys())
+        kept = {**settings.nodes, **{node: gone[node] for node in retired}}
+        if settings.powers != before.powers:
+            self._set_powers(settings.powers)
+        self._use(replace(settings, nodes=dict(sorted(kept.items()))), retired)
+        for node in sorted(gone.keys() - retired):
+            self._out.append(Forgotten(node))
+
+    def _use(self, settings: Settings, retired: frozenset[int]) -> None:
+        self.settings = settings
+        self.hearing.configure(settings)
+        self.membership.configure(settings, retired)
+        self._reporter.configure(settings)
+        self.handoff.configure(settings)
+
+    def _forget_retired(self, heard: Mapping[int, Peer]) -> None:
+        """Let go of the retired nodes that serve no longer."""
+        for node in sorted(self.membership.retired):
+            peer = heard.get(node)
+            if peer is not None and (any(peer.heartbeat.holding) or any(peer.heartbeat.draining)):
+                continue
+            if peer is not None and peer.heartbeat.inside and self._owns(node):
+                continue
+            names = {other: name for other, name in self.settings.nodes.items() if other != node}
+            self._use(replace(self.settings, nodes=names), self.membership.retired - {node})
+            self._out.append(Forgotten(node))
+
+    def _owns(self, node: int) -> bool:
+        plan = self.membership.plan
+        return plan is not None and any(node in placement for placement in plan.placements)
 
     # -- after each event ------------------------------------------------------------------
 
     def _step(self, now: float, beat: bool, answer_to: int | None) -> None:
+        heard = {peer.node: peer for peer in self.hearing.heard(now)}
+        if self.membership.retired:
+            self._forget_retired(heard)
         self.membership.step(self._own(), now)
         heard = {peer.node: peer for peer in self.hearing.heard(now)}
         change = self._handoff(heard, now)
@@ -279,7 +375,7 @@ class Node:
         self._out.extend(self._reporter.changes(self._state(), heard))
         if beat:
             self._out.extend(self._reporter.networks(self.hearing.silent_networks(now)))
-        spoken = self._word()
+        spoken = self._word.urgent(self.incarnation, self._state(), self.powers)
         if beat or spoken != self._spoken:
             overdue = beat and any(self.hearing.overdue(peer, now) for peer in heard.values())
             self._send(tuple(sorted(set(self.settings.nodes) - {self.settings.node})), overdue, heard, now)
@@ -289,6 +385,9 @@ class Node:
         if change is not None:
             self._out.append(change)
         self._set_lease(heard, now, beat)
+        question = self.handoff.question(now)
+        if question is not None:
+            self._out.append(question)
         if self.membership.wanted is not None:
             digest, node = self.membership.wanted
             request = self._fetch.ask(digest, self.incarnation, now)
@@ -297,7 +396,7 @@ class Node:
         if self.membership.solitude.probe_wanted:
             self.membership.solitude.probe_wanted = False
             self._out.append(ProbeReachability())
-        if self.membership.closed and beat:
+        if self.membership.closed and self.condition.stopping and beat:
             self._farewells -= 1
             if self._farewells <= 0:
                 self.stopped = True
@@ -305,39 +404,51 @@ class Node:
 
     def _handoff(self, heard: dict[int, Peer], now: float) -> ApplyFilter | None:
         """Release what the plan takes and acquire what it gives, as far as rule 3 allows."""
-        if self.pending is not None:
+        handoff, condition = self.handoff, self.condition
+        if handoff.pending is not None:
             return None
+        leaving = condition.leaving and self._leave(heard, now)
         membership, settings = self.membership, self.settings
-        plan = membership.plan
-        if self.condition.stopping and plan is not None and self._may_go(plan, heard, now):
-            if any(self.applied):
-                plan = None
-            else:
-                membership.leave(now, "stopping", settings.node)
-                plan = None
-        if self.condition.stopping and membership.plan is None and not any(self.applied):
-            membership.closed = True
+        plan, held = membership.plan, handoff.held
         running = self.lease_until > now
-        if plan is None or (not running and any(self.applied)):
-            # After a lapse of the lease others may serve what we held: it is acquired anew (I4).
-            wanted: tuple[Bitmap, ...] = (0,) * len(self.applied)
-        else:
+        kept: tuple[Bitmap, ...] = (0,) * len(held)
+        gained = kept
+        # After a lapse of the lease others may serve what we held: it is acquired anew (I4).
+        if plan is not None and not leaving and (running or not any(held)):
             mine = self._given(plan)
-            keep = mine if everybody_knows(plan, settings.node, heard) else (ALL,) * len(mine)
-            gain: tuple[Bitmap, ...] = (0,) * len(mine)
-            if running and any(given & ~has for given, has in zip(mine, self.applied, strict=True)):
-                gain = acquirable(
+            kept = mine if everybody_knows(plan, settings.node, heard) else (ALL,) * len(mine)
+            if running and any(given & ~has for given, has in zip(mine, held, strict=True)):
+                gained = acquirable(
                     plan, mine, membership.known_epoch, membership.inside_since, heard, settings, now
                 )
-            wanted = tuple(
-                (has & keeps) | gains for has, keeps, gains in zip(self.applied, keep, gain, strict=True)
-            )
-        if wanted == self.applied:
-            return None
-        self._serial += 1
-        self.pending = (self._serial, wanted)
-        states = {name: BucketStates(own=own) for name, own in zip(settings.groups, wanted, strict=True)}
-        return ApplyFilter(self._serial, states)
+        # An earlier version waits for the end of a drain: then the bucket would be served by nobody.
+        adopted = all(peer.version >= ADOPTS for peer in heard.values())
+        # Outside there is no lease to serve connections with; who comes back may have one again.
+        cut = condition.at_once or (condition.leaving and plan is None)
+        cut = cut and not condition.returning
+        return handoff.change(
+            kept, gained, self.hearing.contested(now), now, drain=adopted and not cut, give_up=cut
+        )
+
+    def _leave(self, heard: dict[int, Peer], now: float) -> bool:
+        """Leave the view as soon as it may be (rule 6); return whether everything is to be released now."""
+        membership, handoff, condition = self.membership, self.handoff, self.condition
+        plan = membership.plan
+        if plan is not None:
+            held = any(handoff.held)
+            given = any(self._given(plan))
+            # Nobody else can serve, or it takes too long: then nothing is gained by waiting.
+            others = (peer for peer in heard.values() if peer.heartbeat.inside)
+            forced = now >= self._stop_deadline or all(p.heartbeat.state is not NodeState.UP for p in others)
+            drained = condition.at_once or condition.returning or not any(handoff.draining)
+            if held or (given and not forced) or not drained:
+                return held and forced
+            membership.leave(now, "stopping", self.settings.node)
+        if not membership.closed and not any(handoff.held) and (handoff.idle or condition.returning):
+            membership.closed = True
+            if not condition.stopping:
+                self._out.append(Halted())
+        return True
 
     def _given(self, plan: Plan) -> tuple[Bitmap, ...]:
         """Return for each group the buckets that ``plan`` gives to this node, worked out once a plan."""
@@ -345,45 +456,29 @@ class Node:
             self._mine = (plan, tuple(owned_by(owners, self.settings.node) for owners in plan.placements))
         return self._mine[1]
 
-    def _may_go(self, plan: Plan, heard: dict[int, Peer], now: float) -> bool:
-        """Whether a stopping node may let go: it holds nothing, nobody else can serve, or time is up."""
-        if not any(self._given(plan)) and not any(self.applied):
-            return True
-        others = (peer for peer in heard.values() if peer.heartbeat.inside)
-        return now >= self._stop_deadline or all(p.heartbeat.state is not NodeState.UP for p in others)
-
     def _set_lease(self, heard: dict[int, Peer], now: float, beat: bool) -> None:
         """Renew the lease on a healthy turn; shorten or end it at once when it must be (rule 4)."""
         until = now
         running = self.lease_until > now
         # An acknowledgement that came late, between two turns, must not wait for the next one.
         beat = beat or now < self.lease_until < self._next_beat + self.settings.interval / 2
-        lapsed = not running and any(self.holding)
-        if self.membership.plan is not None and not self._damaged and self._awake(heard, now) and not lapsed:
+        lapsed = not running and any(self.handoff.holding)
+        if (
+            self.membership.plan is not None
+            and not self._damaged
+            and self._lateness.made_sure(heard, now)
+            and not lapsed
+        ):
             until = max(now, lease_end(heard.values(), now, self.settings))
         if (beat and until > now) or (until < self.lease_until and running) or (until > now and not running):
             self.lease_until = until
             self._out.append(SetLease(until))
 
-    def _awake(self, heard: dict[int, Peer], now: float) -> bool:
-        """Whether the node has made sure, after a late turn, that its peers still count with it (rule 1)."""
-        woke = self._woke_at
-        if woke is None:
-            return True
-        if heard:
-            # What was said before the pause, "outside" too, may have been true then only.
-            limiting = [p for p in heard.values() if not (p.holds_nothing_outside and p.last_heard >= woke)]
-            if any(peer.acked_at is None or peer.acked_at < woke for peer in limiting):
-                return False
-        elif now - woke < self.settings.detection:
-            return False
-        self._woke_at = None
-        return True
-
     # -- the word that it spreads ----------------------------------------------------------
 
     def _own(self) -> Own:
-        return Own(self.incarnation, self._state()[0], self.settings.powers)
+        idle = not any(self.handoff.holding) and not any(self.handoff.draining)
+        return Own(self.incarnation, self._state()[0], self.powers, idle)
 
     def _state(self) -> tuple[NodeState, str]:
         membership = self.membership
@@ -392,70 +487,35 @@ class Node:
             reason = f"outside: configured otherwise than {self.settings.nodes[membership.differs]}"
         return state, reason
 
-    def _word(self) -> object:
-        """Return what, when it changes, is told to everybody at once."""
-        membership = self.membership
-        plan = membership.plan
-        view = membership.deferral if plan is None else plan.view.epoch
-        return self._state(), membership.known_epoch, plan is None, view, self.holding, self.incarnation
-
-    def _plan_digest(self, plan: Plan) -> bytes:
-        if self._digest is None or self._digest[0] is not plan:
-            self._digest = (plan, plan_digest(plan))
-        return self._digest[1]
-
     def _answer(self, node: int, heard: dict[int, Peer], now: float) -> None:
         """Send a heartbeat to one node alone, with an echo of it even if it counts as lost."""
         known = {node: self.hearing.peers[node]} if node in self.hearing.peers else {}
         self._send((node,), False, dict(sorted((heard | known).items())), now)
 
     def _send(self, nodes: tuple[int, ...], answer_now: bool, heard: dict[int, Peer], now: float) -> None:
-        settings, membership = self.settings, self.membership
         self.sequence += 1
-        plan = membership.plan
-        state, reason = self._state()
-        heartbeat = Heartbeat(
-            sender=settings.node,
-            incarnation=self.incarnation,
-            sequence=self.sequence,
-            config_digest=settings.config_digest,
-            secret_digest=settings.secret_digest,
-            state=state,
-            reason=clip_reason(reason),
-            answer_now=answer_now,
-            known_epoch=membership.known_epoch,
-            inside=plan is not None,
-            view=plan.view if plan is not None else membership.deferral,
-            plan=plan,
-            plan_digest=self._plan_digest(plan) if plan is not None else None,
-            echoes=tuple(
-                Echo(peer.node, peer.incarnation, peer.heartbeat.sequence) for peer in heard.values()
-            ),
-            powers=settings.powers,
-            holding=self.holding,
-            draining=(0,) * len(settings.groups),
+        beat = self._word.heartbeat(
+            self.incarnation, self.sequence, self._state(), self.powers, heard, answer_now=answer_now
         )
         self.hearing.sent(self.sequence, now)
         if nodes:
-            self._out.append(Send(heartbeat, nodes))
+            self._out.append(Send(beat, nodes))
 
     # -- time ------------------------------------------------------------------------------
 
     def _deadline(self, now: float) -> float:
         """Return when something can next change without an event: a loss, an end of a wait, a heartbeat."""
         membership, detection = self.membership, self.settings.detection
-        times = [self.hearing.lost_at(peer) for peer in self.hearing.peers.values()]
+        times = [*self.handoff.deadlines(), *self._lateness.deadlines()]
+        for peer in self.hearing.peers.values():
+            times += (self.hearing.lost_at(peer), self.hearing.counts_until(peer), peer.former_until)
         eligible = membership.eligible_at(now)
         if eligible is not None:
             times.append(eligible)
         times.append(
             (membership.outside_since if membership.plan is None else membership.inside_since) + detection
         )
-        if self._woke_at is not None:
-            times.append(self._woke_at + detection)
-        if self.hearing.patience:
-            times.append(self._patience_ends)
-        if self.condition.stopping:
+        if self.condition.leaving:
             times.append(self._stop_deadline)
         probed = membership.solitude.deadline()
         if probed is not None:

@@ -1,6 +1,6 @@
 """Plans as bytes: who owns which bucket, packed, and the digest by which a plan is announced.
 
-The encoding is part of wire version 1 (``nlbfarm.core.wire``), and canonical: a plan has one.
+The encoding is part of wire versions 1 and 2 (``nlbfarm.core.wire``), and canonical: a plan has one.
 """
 
 from __future__ import annotations

@@ -29,6 +29,10 @@ class Reporter:
         self._leaving: set[int] = set()
         self._silent: set[tuple[int, int]] = set()
 
+    def configure(self, settings: Settings) -> None:
+        """Go by other settings from now on; names of nodes that are gone are kept."""
+        self._names = {**self._names, **settings.nodes}
+
     def changes(self, state: tuple[NodeState, str], heard: Mapping[int, Peer]) -> Iterator[Report]:
         """Yield what has changed: the node's state and reason, who is heard, who is configured otherwise."""
         now_heard = frozenset(heard)

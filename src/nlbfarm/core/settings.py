@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nlbfarm.core.policy import Mode
 
-__all__ = ["Partition", "Settings"]
+__all__ = ["Admin", "Partition", "Settings"]
+
+
+class Admin(enum.StrEnum):
+    """What the administrator wants of a node; it stays so across a restart of the process and of the host."""
+
+    RUN = "run"
+    DRAIN = "drain"
+    """Own nothing, and serve the connections that are there to their end; stay in the view."""
+    STOP = "stop"
+    """Drain, then leave the view and take the VIPs away; the process stays, to be started again."""
 
 
 class Partition(enum.StrEnum):
@@ -34,6 +44,8 @@ class Settings:
         lost_after: Silent intervals after which a peer is lost.
         lease: Longest time the filter may accept without renewal.
         takeover_grace: How long buckets of a silent node stay ``ADOPT``.
+        restart_grace: The same, of a node that left saying that it will be back (a new process, an upgrade).
+        drain_timeout: How long a node serves the established connections of buckets that it gave away.
         partition: What to do when cut off.
     """
 
@@ -48,9 +60,31 @@ class Settings:
     lost_after: int = 5
     lease: float = 0.3
     takeover_grace: float = 2.0
+    restart_grace: float = 15.0
+    drain_timeout: float = 60.0
     partition: Partition = Partition.SERVE
 
     @property
     def detection(self) -> float:
         """Seconds of silence after which a peer is lost."""
         return self.interval * self.lost_after
+
+    def renewed(self, other: Settings) -> Settings:
+        """Return ``other``, after making sure that a running node can go by it.
+
+        Raises:
+            ValueError: More differs than nodes, powers and the times of the handoff.
+        """
+        same = replace(
+            other,
+            nodes=self.nodes,
+            powers=self.powers,
+            takeover_grace=self.takeover_grace,
+            restart_grace=self.restart_grace,
+            drain_timeout=self.drain_timeout,
+        )
+        if same != self or len(other.powers) != len(self.powers):
+            raise ValueError("more has changed than nodes, powers and the times of the handoff")
+        if self.node not in other.nodes:
+            raise ValueError(f"node {self.node} itself is no longer configured")
+        return other

@@ -34,8 +34,7 @@ class Solitude:
     """Judges the silence around one node."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._asks = len(settings.nodes) >= 3 and settings.partition is Partition.SERVE
+        self.configure(settings)
         self.probe_wanted = False
         """The shell is to find out who answers ARP."""
         self.deaf = False
@@ -43,6 +42,11 @@ class Solitude:
         self._probed_at: float | None = None
         self._reachable: frozenset[int] | None = None
         self._refused: dict[int, float] = {}
+
+    def configure(self, settings: Settings) -> None:
+        """Go by these settings from now on."""
+        self._settings = settings
+        self._asks = len(settings.nodes) >= 3 and settings.partition is Partition.SERVE
 
     def refused(self, node: int, now: float) -> None:
         """Take note that a peer's host says that nothing listens there."""

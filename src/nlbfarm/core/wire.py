@@ -1,26 +1,27 @@
-"""Heartbeat messages as bytes: one strict, authenticated encoding.
+"""The messages of nodes as bytes: one strict, authenticated encoding.
 
 Every datagram, in network byte order::
 
-    magic "NLBf" | version 1 | type | key id (2) | farm (8) | body | tag (16)
+    magic "NLBf" | version | type | key id (2) | farm (8) | body | tag (16)
 
 *farm* is a hash of the farm's name: two farms on one network are told apart before, and
 whatever, their keys are. *key id* goes in clear so that keys can be rotated: first every node
 gets the new key, then it becomes the active one, then the old one is removed. *tag* is
 HMAC-SHA-256-128 (RFC 4868: SHA-256, truncated to 16 bytes; RFC 2104 section 5 allows half)
-over everything before it. It is compared in constant time and **before** the type or the body is
-looked at: bytes of a stranger never reach the parser. The 16 bytes saved go to the plan.
+over everything before it, the version too. It is compared in constant time and **before** the type
+or the body is looked at: bytes of a stranger never reach the parser. The 16 bytes saved go to the plan.
 
 Nothing here knows of replays: a datagram of an earlier life of a node is authentic, and the
 core refuses it by its incarnation and sequence.
 
-The encoding is canonical: ``encode(decode(data)) == data`` under one key. Fields that have a
-choice (order, padding, spare bits) are refused when they are not as the encoder writes them.
+The encoding is canonical: ``encode(decode(data), version_of(data)) == data`` under one key. Fields that
+have a choice (order, padding, spare bits) are refused when they are not as the encoder writes them.
 
-*Version policy*: the decoder accepts exactly version 1. The first five bytes never change their
-meaning. A next version gets its own body functions; for one release nodes then decode both and
-encode the older one, and only the release after that encodes the newer, so that a farm can be
-updated node by node.
+*Version policy*: versions 1 and 2 are written and read. Version 2 is version 1 and two more message
+types, ``Order`` and ``OrderAnswer``; who is heard in it also adopts what a peer drains. A release
+speaks its own version and the one before, and to each peer in the newest that this peer has been
+heard in (``nlbfarm.core.versions``): a farm is updated node by node, one version at a time, and can
+be put back the same way. The first five bytes never change their meaning.
 """
 
 from __future__ import annotations
@@ -28,10 +29,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TypeVar
 
+from nlbfarm.core.keyring import Keyring
 from nlbfarm.core.messages import (
     CHUNK,
     MAX_CHUNKS,
@@ -50,6 +50,21 @@ from nlbfarm.core.messages import (
     View,
     check,
     clip_reason,
+)
+from nlbfarm.core.order_messages import (
+    MAX_ARGUMENT,
+    MAX_TEXT,
+    MAX_VERB,
+    Order,
+    OrderAnswer,
+    OrderMessage,
+    OrderState,
+    check_order,
+    clip_text,
+    decode_answer,
+    decode_order,
+    encode_answer,
+    encode_order,
 )
 from nlbfarm.core.plans import (
     DIGEST,
@@ -70,12 +85,17 @@ from nlbfarm.errors import PeerError, UsageError
 
 __all__ = [
     "CHUNK",
+    "MAX_ARGUMENT",
     "MAX_CHUNKS",
     "MAX_DATAGRAM",
     "MAX_GROUPS",
     "MAX_NODES",
     "MAX_REASON",
+    "MAX_TEXT",
+    "MAX_VERB",
+    "OLDEST",
     "VERSION",
+    "AnyMessage",
     "Codec",
     "Echo",
     "Epoch",
@@ -84,28 +104,40 @@ __all__ = [
     "Member",
     "Message",
     "NodeState",
+    "Order",
+    "OrderAnswer",
+    "OrderMessage",
+    "OrderState",
     "Plan",
     "PlanChunk",
     "PlanRequest",
     "View",
     "clip_reason",
+    "clip_text",
     "decode_plan",
     "encode_plan",
     "largest_heartbeat",
     "plan_chunks",
     "plan_digest",
+    "version_of",
 ]
 
 MAX_DATAGRAM = 1200
 """Bytes of a datagram, at most: fits through every path of IPv6's least MTU (RFC 8200 section 5)."""
 
-VERSION = 1
-"""The version of the encoding that this module speaks."""
+VERSION = 2
+"""The newest version of the encoding that this module speaks."""
+
+OLDEST = 1
+"""The oldest version that it still speaks."""
+
+_ORDERS = 2
+"""The version in which orders came."""
 
 _MAGIC = b"NLBf"
 _HEADER = struct.Struct(">4sBBH8s")
 _TAG = 16
-_HEARTBEAT, _REQUEST, _CHUNK_OF_PLAN = 1, 2, 3
+_HEARTBEAT, _REQUEST, _CHUNK_OF_PLAN, _ORDER, _ORDER_ANSWER = 1, 2, 3, 4, 5
 
 # sender, incarnation, sequence, two digests, state, flags, known epoch (2), then the counts on
 # which the length of everything behind depends: reason bytes, members, echoes, groups.
@@ -120,30 +152,8 @@ _KEPT = 8  # decoded views and plans that are remembered: nodes that agree all s
 
 _T = TypeVar("_T")
 
-
-@dataclass(frozen=True)
-class Keyring:
-    """The farm's heartbeat keys.
-
-    Args:
-        keys: Key id (0..65535) to key, at least 16 bytes each; every one of them is accepted.
-        active: Id of the key that signs what this node sends.
-
-    Raises:
-        UsageError: An id or a key is out of range, or the active one is missing.
-    """
-
-    keys: Mapping[int, bytes] = field(repr=False)
-    active: int
-
-    def __post_init__(self) -> None:
-        for key_id, key in self.keys.items():
-            if not 0 <= key_id <= 0xFFFF:
-                raise UsageError(f"heartbeat key id {key_id} is not in 0..65535")
-            if len(key) < 16:
-                raise UsageError(f"heartbeat key {key_id} has {len(key)} bytes; at least 16 are needed")
-        if self.active not in self.keys:
-            raise UsageError(f"the active heartbeat key {self.active} is not among the keys")
+AnyMessage = Message | OrderMessage
+"""What a datagram can carry."""
 
 
 class Codec:
@@ -152,53 +162,55 @@ class Codec:
     Args:
         farm: Name of the farm.
         keyring: Its keys.
+        newest: Newest version to write and read; one below ``VERSION`` stands in for an earlier release.
     """
 
-    def __init__(self, farm: str, keyring: Keyring) -> None:
+    def __init__(self, farm: str, keyring: Keyring, newest: int = VERSION) -> None:
         self._farm = hashlib.sha256(b"nlbfarm farm\0" + farm.encode()).digest()[:8]
         # The keyed state is computed once and copied for each datagram.
         self._macs = {key_id: hmac.new(key, digestmod="sha256") for key_id, key in keyring.keys.items()}
         self._active = keyring.active
+        self.newest = newest
+        """The newest version that it writes and reads."""
         self._mac = self._macs[keyring.active]
         # A plan lives for many heartbeats: the last one encoded, and a few decoded ones by their bytes.
         self._sent: tuple[Plan, bytes, bytes] | None = None
         self._plans: dict[bytes, tuple[Plan, bytes]] = {}
         self._views: dict[bytes, View] = {}
 
-    def encode(self, message: Message) -> bytes:
+    def encode(self, message: AnyMessage, version: int = VERSION) -> bytes:
         """Return the datagram for ``message``, at most 1,200 bytes.
 
         A heartbeat's plan goes along if it fits, and is left out otherwise; its digest always goes.
 
+        Args:
+            message: What to say.
+            version: The wire version to say it in.
+
         Raises:
-            UsageError: The message cannot be encoded: a field is out of its range, or it is too long.
+            UsageError: The message cannot be encoded: a field is out of its range, it is too long, or
+                the version does not have it.
         """
+        name = type(message).__name__
+        if not OLDEST <= version <= self.newest:
+            raise UsageError(f"wire version {version}; this node speaks {OLDEST} to {self.newest}")
         try:
-            check(message)
-            if isinstance(message, Heartbeat):
-                kind, body = _HEARTBEAT, self._heartbeat(message)
-            elif isinstance(message, PlanRequest):
-                kind = _REQUEST
-                body = _REQUEST_BODY.pack(message.sender, message.incarnation, message.digest, message.first)
-            else:
-                kind = _CHUNK_OF_PLAN
-                body = _CHUNK_HEAD.pack(
-                    message.sender, message.incarnation, message.digest, message.index, message.count
-                )
-                body += message.data
+            kind, body = self._body(message)
         except (ValueError, TypeError, struct.error) as error:
-            raise UsageError(f"{type(message).__name__} cannot be encoded: {error}") from error
-        signed = _HEADER.pack(_MAGIC, VERSION, kind, self._active, self._farm) + body
-        if len(signed) + _TAG > MAX_DATAGRAM:
+            raise UsageError(f"{name} cannot be encoded: {error}") from error
+        if kind >= _ORDER and version < _ORDERS:
             raise UsageError(
-                f"{type(message).__name__} of {len(signed) + _TAG} bytes; at most {MAX_DATAGRAM} can be sent"
+                f"{name} needs wire version {_ORDERS}: the peer is too old, upgrade nlbfarm there"
             )
+        signed = _HEADER.pack(_MAGIC, version, kind, self._active, self._farm) + body
+        if len(signed) + _TAG > MAX_DATAGRAM:
+            raise UsageError(f"{name} of {len(signed) + _TAG} bytes; at most {MAX_DATAGRAM} can be sent")
         mac = self._mac.copy()
         mac.update(signed)
         return signed + mac.digest()[:_TAG]
 
-    def decode(self, data: bytes) -> Message:
-        """Return the message in ``data``.
+    def decode(self, data: bytes) -> AnyMessage:
+        """Return the message in ``data``; ``version_of`` tells the version that it is written in.
 
         Raises:
             PeerError: ``data`` is no valid message of this farm. Its ``kind`` is ``malformed`` (no datagram
@@ -210,8 +222,8 @@ class Codec:
         magic, version, kind, key_id, farm = _HEADER.unpack_from(data)
         if magic != _MAGIC:
             raise PeerError("malformed", "not a heartbeat of nlbfarm")
-        if version != VERSION:
-            raise PeerError("version", f"wire version {version}; this node speaks {VERSION}")
+        if not OLDEST <= version <= self.newest:
+            raise PeerError("version", f"wire version {version}; this node speaks {OLDEST} to {self.newest}")
         if farm != self._farm:
             raise PeerError("farm", "a heartbeat of another farm")
         keyed = self._macs.get(key_id)
@@ -222,11 +234,28 @@ class Codec:
         if not hmac.compare_digest(mac.digest()[:_TAG], data[-_TAG:]):
             raise PeerError("forged", "the signature is wrong")
         try:
-            return self._message(kind, data[_HEADER.size : -_TAG])
+            return self._message(version, kind, data[_HEADER.size : -_TAG])
         except (ValueError, struct.error) as error:
             raise PeerError("malformed", str(error)) from error
 
-    def _message(self, kind: int, body: bytes) -> Message:
+    def _body(self, message: AnyMessage) -> tuple[int, bytes]:
+        """Return the type and the body of ``message``, checked."""
+        if isinstance(message, Heartbeat):
+            check(message)
+            return _HEARTBEAT, self._heartbeat(message)
+        if isinstance(message, OrderMessage):
+            check_order(message)
+            if isinstance(message, Order):
+                return _ORDER, encode_order(message)
+            return _ORDER_ANSWER, encode_answer(message)
+        check(message)
+        life = message.sender, message.incarnation
+        if isinstance(message, PlanRequest):
+            return _REQUEST, _REQUEST_BODY.pack(*life, message.digest, message.first)
+        head = _CHUNK_HEAD.pack(*life, message.digest, message.index, message.count)
+        return _CHUNK_OF_PLAN, head + message.data
+
+    def _message(self, version: int, kind: int, body: bytes) -> AnyMessage:
         message: Message
         if kind == _HEARTBEAT:
             message = self._parse_heartbeat(body)
@@ -235,8 +264,12 @@ class Codec:
         elif kind == _CHUNK_OF_PLAN:
             sender, incarnation, digest, index, count = _CHUNK_HEAD.unpack_from(body)
             message = PlanChunk(sender, incarnation, digest, index, count, body[_CHUNK_HEAD.size :])
+        elif version >= _ORDERS and kind in {_ORDER, _ORDER_ANSWER}:
+            order = decode_order(body) if kind == _ORDER else decode_answer(body)
+            check_order(order)
+            return order
         else:
-            raise ValueError(f"message type {kind} is not known")
+            raise ValueError(f"message type {kind} is not known in version {version}")
         check(message)
         return message
 
@@ -351,6 +384,11 @@ class Codec:
         if digest != expected:
             raise ValueError("the plan digest is not the plan's")
         return plan
+
+
+def version_of(data: bytes) -> int:
+    """Return the wire version of a datagram that ``Codec.decode`` has accepted."""
+    return data[len(_MAGIC)]
 
 
 def largest_heartbeat(nodes: int, groups: int) -> int:
