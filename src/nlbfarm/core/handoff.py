@@ -171,6 +171,10 @@ class Handoff:
             held = (has.own | has.adopt) & kept[index] | gained[index]
             lost = (has.own | has.adopt) & ~held
             batches = self._batches[index]
+            own, adopt = held & ~contested[index], held & contested[index]
+            if not batches and (has.own, has.adopt, has.drain) == (own, adopt, 0):
+                wanted.append(has)  # by far the most frequent case
+                continue
             if lost and drain:
                 batches.append((self._serial + 1, now, lost))
             if batches:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
+from itertools import zip_longest
 from operator import or_
 
 from nlbfarm.core.buckets import Bitmap
@@ -39,6 +40,7 @@ class Peer:
     __slots__ = (
         "acked_at",
         "acked_sequence",
+        "claims",
         "first_heard",
         "former",
         "former_until",
@@ -59,6 +61,8 @@ class Peer:
         self.acked_sequence = 0
         self.networks: dict[int, tuple[int, float]] = {}
         """For each heartbeat network: the newest sequence heard there, and when."""
+        self.claims = _claims(heartbeat)
+        """For each group what it announces as held or drained; empty if that is nothing."""
         self.former: tuple[Bitmap, ...] = ()
         """For each group what its earlier life held or drained."""
         self.former_until = at
@@ -93,6 +97,7 @@ class Hearing:
         self._settings = settings
         self._sent: dict[int, float] = {}
         self.peers: dict[int, Peer] = {}
+        """Every peer ever heard, by rising id."""
         self.patience = 0.0
         """Seconds added to the detection time while we ourselves run late."""
 
@@ -133,7 +138,9 @@ class Hearing:
         if peer is None or heartbeat.incarnation > peer.incarnation:
             former, peer = peer, Peer(heartbeat.sender, heartbeat, at)
             self.peers[heartbeat.sender] = peer
-            if former is not None:
+            if former is None:
+                self.peers = dict(sorted(self.peers.items()))
+            else:
                 self._inherit(peer, former, at)
             fresh = True
         else:
@@ -159,15 +166,18 @@ class Hearing:
                     peer.acked_at = sent_at
         interval = self._settings.interval
         prompt = gap < 2 * interval and acked_before is not None and at - acked_before < 2 * interval
-        return Arrival.SAME if prompt and _says_the_same(heartbeat, before) else Arrival.NEWS
+        if prompt and _says_the_same(heartbeat, before):
+            return Arrival.SAME
+        peer.claims = _claims(heartbeat)
+        return Arrival.NEWS
 
     def _inherit(self, peer: Peer, former: Peer, at: float) -> None:
         """Let a new life of a peer stand for what the one before held and drained, for the grace."""
-        word = former.heartbeat
-        peer.former = tuple(map(or_, word.holding, word.draining))
+        peer.former = former.claims
         peer.former_until = min(at, self.lost_at(former)) + self.grace(former)
-        if former.former_until > at and len(former.former) == len(peer.former):
-            peer.former = tuple(map(or_, peer.former, former.former))
+        if former.former_until > at and former.former:
+            longest = zip_longest(peer.former, former.former, fillvalue=0)
+            peer.former = tuple(one | other for one, other in longest)
             peer.former_until = max(peer.former_until, former.former_until)
 
     def grace(self, peer: Peer) -> float:
@@ -184,30 +194,32 @@ class Hearing:
         """
         found = [0] * len(self._settings.groups)
         for peer in self.peers.values():
-            word = peer.heartbeat
-            if (any(word.holding) or any(word.draining)) and now < self.counts_until(peer):
-                for index, (holding, draining) in enumerate(zip(word.holding, word.draining, strict=True)):
-                    if index < len(found):
-                        found[index] |= holding | draining
-            if now < peer.former_until:
-                for index, bitmap in enumerate(peer.former):
-                    if index < len(found):
-                        found[index] |= bitmap
+            if peer.claims and now < self.counts_until(peer):
+                for index, bitmap in enumerate(peer.claims[: len(found)]):
+                    found[index] |= bitmap
+            if peer.former and now < peer.former_until:
+                for index, bitmap in enumerate(peer.former[: len(found)]):
+                    found[index] |= bitmap
         return tuple(found)
 
     def counts_until(self, peer: Peer) -> float:
-        """Return until when the last word of a peer counts in ``contested``, unless it speaks again."""
+        """Return until when the last word of a peer counts in ``contested``, unless it speaks again.
+
+        What counts for nothing is over when the peer is lost.
+        """
+        if not peer.claims:
+            return self.lost_at(peer)
         return self.lost_at(peer) + self.grace(peer)
 
     def lost_at(self, peer: Peer) -> float:
         """Return when ``peer`` counts as lost unless it is heard before."""
-        return peer.last_heard + self._settings.detection + self.patience
+        return peer.last_heard + (self._settings.detection + self.patience)
 
     def heard(self, now: float) -> Iterator[Peer]:
         """Yield the peers that are not lost, by rising id."""
-        for node in sorted(self.peers):
-            peer = self.peers[node]
-            if now < self.lost_at(peer):
+        wait = self._settings.detection + self.patience
+        for peer in self.peers.values():
+            if now < peer.last_heard + wait:
                 yield peer
 
     def silent_networks(self, now: float) -> set[tuple[int, int]]:
@@ -228,6 +240,11 @@ class Hearing:
         """Whether the newest acknowledgement of ``peer`` is older than two intervals (rule 4)."""
         since = peer.acked_at if peer.acked_at is not None else peer.first_heard
         return now - since > 2 * self._settings.interval
+
+
+def _claims(word: Heartbeat) -> tuple[Bitmap, ...]:
+    claims = tuple(map(or_, word.holding, word.draining))
+    return claims if any(claims) else ()
 
 
 def _says_the_same(word: Heartbeat, before: Heartbeat) -> bool:

@@ -121,9 +121,8 @@ class Membership:
 
     # -- the step --------------------------------------------------------------------------
 
-    def step(self, own: Own, now: float) -> None:
+    def step(self, own: Own, heard: Mapping[int, Peer], now: float) -> None:
         """Follow, give up, defer, form or lead, as the newest words of all peers say."""
-        heard = {peer.node: peer for peer in self._hearing.heard(now)}
         self._now = now
         self.wanted = None
         alone = self.plan is not None and len(self.plan.view.members) == 1

@@ -366,16 +366,18 @@ class Node:
         heard = {peer.node: peer for peer in self.hearing.heard(now)}
         if self.membership.retired:
             self._forget_retired(heard)
-        self.membership.step(self._own(), now)
-        heard = {peer.node: peer for peer in self.hearing.heard(now)}
+            heard = {peer.node: peer for peer in self.hearing.heard(now)}
+        self.membership.step(self._own(), heard, now)
         change = self._handoff(heard, now)
         for told in (self.membership.reports, self.membership.solitude.reports):
-            self._out.extend(told)
-            told.clear()
-        self._out.extend(self._reporter.changes(self._state(), heard))
+            if told:
+                self._out.extend(told)
+                told.clear()
+        state = self._state()
+        self._out.extend(self._reporter.changes(state, heard))
         if beat:
             self._out.extend(self._reporter.networks(self.hearing.silent_networks(now)))
-        spoken = self._word.urgent(self.incarnation, self._state(), self.powers)
+        spoken = self._word.urgent(self.incarnation, state, self.powers)
         if beat or spoken != self._spoken:
             overdue = beat and any(self.hearing.overdue(peer, now) for peer in heard.values())
             self._send(tuple(sorted(set(self.settings.nodes) - {self.settings.node})), overdue, heard, now)
@@ -507,8 +509,13 @@ class Node:
         """Return when something can next change without an event: a loss, an end of a wait, a heartbeat."""
         membership, detection = self.membership, self.settings.detection
         times = [*self.handoff.deadlines(), *self._lateness.deadlines()]
-        for peer in self.hearing.peers.values():
-            times += (self.hearing.lost_at(peer), self.hearing.counts_until(peer), peer.former_until)
+        hearing = self.hearing
+        for peer in hearing.peers.values():
+            times.append(lost := hearing.lost_at(peer))
+            if lost <= now and peer.claims:
+                times.append(hearing.counts_until(peer))
+            if peer.former:
+                times.append(peer.former_until)
         eligible = membership.eligible_at(now)
         if eligible is not None:
             times.append(eligible)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from nlbfarm.core.policy import Mode
 
@@ -64,10 +64,11 @@ class Settings:
     drain_timeout: float = 60.0
     partition: Partition = Partition.SERVE
 
-    @property
-    def detection(self) -> float:
-        """Seconds of silence after which a peer is lost."""
-        return self.interval * self.lost_after
+    detection: float = field(init=False)
+    """Seconds of silence after which a peer is lost."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detection", self.interval * self.lost_after)
 
     def renewed(self, other: Settings) -> Settings:
         """Return ``other``, after making sure that a running node can go by it.
