@@ -26,6 +26,10 @@ class Lateness:
         self._woke_at: float | None = None
         self._patience_ends = now
 
+    def configure(self, settings: Settings) -> None:
+        """Go by other settings from now on."""
+        self._settings = settings
+
     @property
     def doubtful(self) -> bool:
         """Whether the node has been late by a lease and has not made sure of its peers since."""

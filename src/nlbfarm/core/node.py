@@ -10,7 +10,6 @@ what the filter may do.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from math import inf
 
 from nlbfarm.core.buckets import ALL, Bitmap, BucketStates, owned_by
@@ -48,8 +47,10 @@ from nlbfarm.core.handoff import Handoff, acquirable, everybody_knows
 from nlbfarm.core.hearing import Arrival, Hearing, Peer
 from nlbfarm.core.lateness import Lateness
 from nlbfarm.core.lease import lease_end
+from nlbfarm.core.leaving import Leaving
 from nlbfarm.core.membership import Membership, Own
 from nlbfarm.core.reporting import Reporter
+from nlbfarm.core.retiring import Roster, merge, without_idle
 from nlbfarm.core.settings import Admin, Settings
 from nlbfarm.core.wire import Heartbeat, NodeState, Plan, PlanChunk, PlanRequest
 from nlbfarm.core.word import Word
@@ -101,6 +102,7 @@ class Node:
         self.handoff = Handoff(settings, flows or {}, now)
         self._word = Word(self.membership, self.handoff)
         self._lateness = Lateness(settings, self.hearing, now)
+        self._leaving = Leaving(self.condition, self.membership, self.handoff)
         self._reporter = Reporter(settings, self.membership.agrees)
         self.lease_until = now
         self.stopped = False
@@ -109,7 +111,6 @@ class Node:
         self._next_beat = now
         self._due = now
         self._damaged = False
-        self._stop_deadline = 0.0
         self._farewells = FAREWELLS
         self._spoken: object = None
         self._corrected: dict[int, tuple[int, float]] = {}
@@ -228,10 +229,7 @@ class Node:
             case Reachability():
                 self.membership.solitude.reachability(event.nodes)
             case StopRequested():
-                self._leave_soon(now)
-                self.condition.stopping = True
-                self.condition.at_once |= event.at_once
-                self.condition.returning |= event.returning
+                self._leaving.stop(now, at_once=event.at_once, returning=event.returning)
             case TimerFired():
                 pass
         return None
@@ -305,17 +303,8 @@ class Node:
 
     # -- what the administrator wants ------------------------------------------------------
 
-    def _leave_soon(self, now: float) -> None:
-        if not self.condition.leaving:
-            self._stop_deadline = now + 2 * self.settings.detection
-
     def _admin(self, event: AdminChanged, now: float) -> None:
-        if event.admin is Admin.STOP:
-            self._leave_soon(now)
-        elif self.membership.closed and not self.condition.stopping:
-            self.membership.reopen(now)
-        self.condition.admin = event.admin
-        self.condition.at_once = event.at_once or (self.condition.stopping and self.condition.at_once)
+        self._leaving.admin(event.admin, now, at_once=event.at_once)
         self._out.append(Report("node.admin", {"admin": event.admin.value, "at_once": event.at_once}))
 
     def _set_powers(self, powers: tuple[int, ...]) -> None:
@@ -327,46 +316,29 @@ class Node:
 
     def _configure(self, settings: Settings) -> None:
         """Go by other settings; nodes that they do not name are retired as long as they serve."""
-        before, settings = self.settings, self.settings.renewed(settings)
-        gone = {node: name for node, name in before.nodes.items() if node not in settings.nodes}
-        retired = frozenset(gone.keys() & self.hearing.peers.keys())
-        kept = {**settings.nodes, **{node: gone[node] for node in retired}}
-        if settings.powers != before.powers:
+        before = self.settings.powers
+        self._use(merge(self.settings, settings, self.hearing.peers))
+        if settings.powers != before:
             self._set_powers(settings.powers)
-        self._use(replace(settings, nodes=dict(sorted(kept.items()))), retired)
-        for node in sorted(gone.keys() - retired):
-            self._out.append(Forgotten(node))
 
-    def _use(self, settings: Settings, retired: frozenset[int]) -> None:
-        self.settings = settings
-        self.hearing.configure(settings)
-        self.membership.configure(settings, retired)
-        self._reporter.configure(settings)
-        self.handoff.configure(settings)
-
-    def _forget_retired(self, heard: Mapping[int, Peer]) -> None:
-        """Let go of the retired nodes that serve no longer."""
-        for node in sorted(self.membership.retired):
-            peer = heard.get(node)
-            if peer is not None and (any(peer.heartbeat.holding) or any(peer.heartbeat.draining)):
-                continue
-            if peer is not None and peer.heartbeat.inside and self._owns(node):
-                continue
-            names = {other: name for other, name in self.settings.nodes.items() if other != node}
-            self._use(replace(self.settings, nodes=names), self.membership.retired - {node})
-            self._out.append(Forgotten(node))
-
-    def _owns(self, node: int) -> bool:
-        plan = self.membership.plan
-        return plan is not None and any(node in placement for placement in plan.placements)
+    def _use(self, roster: Roster) -> None:
+        self.settings = roster.settings
+        self.hearing.configure(roster.settings)
+        self.membership.configure(roster.settings, roster.retired)
+        self._lateness.configure(roster.settings)
+        self._reporter.configure(roster.settings)
+        self.handoff.configure(roster.settings)
+        self._out.extend(Forgotten(node) for node in roster.forgotten)
 
     # -- after each event ------------------------------------------------------------------
 
     def _step(self, now: float, beat: bool, answer_to: int | None) -> None:
         heard = {peer.node: peer for peer in self.hearing.heard(now)}
         if self.membership.retired:
-            self._forget_retired(heard)
-            heard = {peer.node: peer for peer in self.hearing.heard(now)}
+            roster = without_idle(self.settings, self.membership.retired, heard, self.membership.plan)
+            if roster is not None:
+                self._use(roster)
+                heard = {peer.node: peer for peer in self.hearing.heard(now)}
         self.membership.step(self._own(), heard, now)
         change = self._handoff(heard, now)
         for told in (self.membership.reports, self.membership.solitude.reports):
@@ -406,10 +378,13 @@ class Node:
 
     def _handoff(self, heard: dict[int, Peer], now: float) -> ApplyFilter | None:
         """Release what the plan takes and acquire what it gives, as far as rule 3 allows."""
-        handoff, condition = self.handoff, self.condition
+        handoff = self.handoff
         if handoff.pending is not None:
             return None
-        leaving = condition.leaving and self._leave(heard, now)
+        was_closed = self.membership.closed
+        leaving = self._leaving.step(heard, now)
+        if self.membership.closed and not was_closed and not self.condition.stopping:
+            self._out.append(Halted())
         membership, settings = self.membership, self.settings
         plan, held = membership.plan, handoff.held
         running = self.lease_until > now
@@ -425,32 +400,10 @@ class Node:
                 )
         # An earlier version waits for the end of a drain: then the bucket would be served by nobody.
         adopted = all(peer.version >= ADOPTS for peer in heard.values())
-        # Outside there is no lease to serve connections with; who comes back may have one again.
-        cut = condition.at_once or (condition.leaving and plan is None)
-        cut = cut and not condition.returning
+        cut = self._leaving.cut
         return handoff.change(
             kept, gained, self.hearing.contested(now), now, drain=adopted and not cut, give_up=cut
         )
-
-    def _leave(self, heard: dict[int, Peer], now: float) -> bool:
-        """Leave the view as soon as it may be (rule 6); return whether everything is to be released now."""
-        membership, handoff, condition = self.membership, self.handoff, self.condition
-        plan = membership.plan
-        if plan is not None:
-            held = any(handoff.held)
-            given = any(self._given(plan))
-            # Nobody else can serve, or it takes too long: then nothing is gained by waiting.
-            others = (peer for peer in heard.values() if peer.heartbeat.inside)
-            forced = now >= self._stop_deadline or all(p.heartbeat.state is not NodeState.UP for p in others)
-            drained = condition.at_once or condition.returning or not any(handoff.draining)
-            if held or (given and not forced) or not drained:
-                return held and forced
-            membership.leave(now, "stopping", self.settings.node)
-        if not membership.closed and not any(handoff.held) and (handoff.idle or condition.returning):
-            membership.closed = True
-            if not condition.stopping:
-                self._out.append(Halted())
-        return True
 
     def _given(self, plan: Plan) -> tuple[Bitmap, ...]:
         """Return for each group the buckets that ``plan`` gives to this node, worked out once a plan."""
@@ -522,8 +475,8 @@ class Node:
         times.append(
             (membership.outside_since if membership.plan is None else membership.inside_since) + detection
         )
-        if self.condition.leaving:
-            times.append(self._stop_deadline)
+        if self._leaving.deadline is not None:
+            times.append(self._leaving.deadline)
         probed = membership.solitude.deadline()
         if probed is not None:
             times.append(probed)
