@@ -14,16 +14,13 @@ from nlbfarm.core.buckets import BUCKETS, NOBODY
 from nlbfarm.core.commands import Report
 from nlbfarm.core.hearing import Hearing, Peer
 from nlbfarm.core.placement import place
+from nlbfarm.core.reach import agrees, broken_links, joiners_of, lowest
 from nlbfarm.core.settings import Settings
 from nlbfarm.core.solitude import Solitude
 from nlbfarm.core.views import disjoint, greater, largest_clique, names
 from nlbfarm.core.wire import Epoch, Heartbeat, Member, NodeState, Plan, View
 
 __all__ = ["Membership", "Own"]
-
-FRESH_INTERVALS = 2.5
-"""Only the word of a peer heard this recently can show that a link between two others is broken:
-an older word may predate the death of one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +96,7 @@ class Membership:
         live = {self.settings.node: own.state}
         for peer in self._live_members(self.plan, heard):
             live[peer.node] = peer.heartbeat.state
-        return _lowest(live)
+        return lowest(live)
 
     def _live_members(self, plan: Plan, heard: Mapping[int, Peer]) -> Iterator[Peer]:
         """Yield the other members that are heard and have not announced that they left this view."""
@@ -238,10 +235,10 @@ class Membership:
         if not pool and not idle:
             return  # somebody is there who does not hear us
         rivals = {n: p.heartbeat.state for n, p in pool.items() if self.agrees(p.heartbeat)}
-        if _lowest({me: own.state} | rivals) != me:
+        if lowest({me: own.state} | rivals) != me:
             return
         self.solitude.deaf = False
-        joiners = self._joiners(own, {me}, pool, now, None)
+        joiners = joiners_of(self._hearing, self.settings, {me}, pool, None, now)
         self._propose(own, heard, frozenset({me, *joiners}), (), now)
 
     def _lead(self, own: Own, heard: Mapping[int, Peer], now: float) -> None:
@@ -260,11 +257,13 @@ class Membership:
             if self.solitude.deaf:
                 self.leave(now, "deaf", by=me)
             return
-        kept = largest_clique({me, *live}, self._broken_links(own, live, now))
+        kept = largest_clique(
+            {me, *live}, broken_links(self._hearing, self.settings, live, self._member_since, now)
+        )
         if me not in kept:
             self.leave(now, "links_broken", by=me)
             return
-        joiners = self._joiners(own, set(kept), heard, now, plan)
+        joiners = joiners_of(self._hearing, self.settings, set(kept), heard, plan, now)
         members = frozenset({*kept, *joiners})
         states = {own.state, *(heard[node].heartbeat.state for node in members - {me})}
         others = [peer for node, peer in heard.items() if node not in members]
@@ -290,48 +289,9 @@ class Membership:
 
     # -- members ---------------------------------------------------------------------------
 
-    def _joiners(
-        self, own: Own, kept: set[int], heard: Mapping[int, Peer], now: float, plan: Plan | None
-    ) -> tuple[int, ...]:
-        """Return the outsiders to take in: those that every kept node hears and that hear every kept node."""
-        joiners: list[int] = []
-        for node, peer in heard.items():
-            word = peer.heartbeat
-            if node in kept or word.inside or word.state is NodeState.STOP or not self.agrees(word):
-                continue
-            if word.view is not None and (plan is None or disjoint(word.view, plan.view)):
-                continue
-            if not self._hearing.hears_us(peer, now):
-                continue
-            others = [heard[other] for other in (*kept, *joiners) if other != self.settings.node]
-            if all(_hear_each_other(peer, other) for other in others):
-                joiners.append(node)
-        return tuple(joiners)
-
     def agrees(self, word: Heartbeat) -> bool:
         """Whether a peer was configured as this node was; only then may they serve together."""
-        return (
-            word.config_digest == self.settings.config_digest
-            and word.secret_digest == self.settings.secret_digest
-            and len(word.powers) == len(self.settings.groups)
-        )
-
-    def _broken_links(self, own: Own, live: Mapping[int, Peer], now: float) -> dict[int, set[int]]:
-        """Return the pairs of live members of which one no longer hears the other, as fresh words say."""
-        me = self.settings.node
-        fresh = FRESH_INTERVALS * self.settings.interval
-        broken: dict[int, set[int]] = {}
-        speakers = [peer for peer in live.values() if now - peer.last_heard <= fresh]
-        for peer in speakers:
-            settled = now - self._member_since.get(Member(peer.node, peer.incarnation), now)
-            if settled < self.settings.detection:
-                continue
-            if not self._hearing.hears_us(peer, now):
-                broken.setdefault(me, set()).add(peer.node)
-            for other in speakers:
-                if other is not peer and not peer.hears(other.node, other.incarnation):
-                    broken.setdefault(peer.node, set()).add(other.node)
-        return broken
+        return agrees(word, self.settings)
 
     def _powers(
         self, own: Own, heard: Mapping[int, Peer], members: frozenset[int], now: float
@@ -443,20 +403,3 @@ class Membership:
         self._member_since.clear()
         self._came.clear()
         self.reports.append(Report("view.left", {"epoch": list(epoch), "reason": reason, "by": by}))
-
-
-def _hear_each_other(one: Peer, other: Peer) -> bool:
-    return one.hears(other.node, other.incarnation) and other.hears(one.node, one.incarnation)
-
-
-def _lowest(states: Mapping[int, NodeState]) -> int:
-    """Return the lowest node that is ``UP``; if none is, the lowest that is not ``STOP``; else the lowest."""
-    for wanted in (
-        {NodeState.UP},
-        {NodeState.STARTING, NodeState.WAIT, NodeState.UP, NodeState.DRAINING},
-        set(NodeState),
-    ):
-        able = [node for node, state in states.items() if state in wanted]
-        if able:
-            return min(able)
-    raise ValueError("no nodes")

@@ -298,8 +298,8 @@ def _check_echoes(beat: Heartbeat) -> None:
         if not before < node <= 255 or node == beat.sender:
             raise ValueError("echoes are not of rising node ids 1..255 without the sender's")
         before = node
-        check_u64("echoed incarnation", incarnation, 0)
-        check_u64("echoed sequence", sequence, 1)
+        if not (0 <= incarnation <= _U64 and 1 <= sequence <= _U64):
+            raise ValueError(f"an echo of incarnation {incarnation}, sequence {sequence} cannot be")
 
 
 def _check_view(view: View) -> None:
@@ -314,7 +314,8 @@ def _check_view(view: View) -> None:
         if not before < node <= 255:
             raise ValueError("members are not of rising node ids 1..255")
         before = node
-        check_u64("a member's incarnation", incarnation, 0)
+        if not 0 <= incarnation <= _U64:
+            raise ValueError(f"a member's incarnation {incarnation} is not in 0..2**64-1")
 
 
 def check_node(node: int) -> None:

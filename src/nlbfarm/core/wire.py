@@ -191,20 +191,20 @@ class Codec:
             UsageError: The message cannot be encoded: a field is out of its range, it is too long, or
                 the version does not have it.
         """
-        name = type(message).__name__
         if not OLDEST <= version <= self.newest:
             raise UsageError(f"wire version {version}; this node speaks {OLDEST} to {self.newest}")
         try:
             kind, body = self._body(message)
         except (ValueError, TypeError, struct.error) as error:
-            raise UsageError(f"{name} cannot be encoded: {error}") from error
+            raise UsageError(f"{type(message).__name__} cannot be encoded: {error}") from error
         if kind >= _ORDER and version < _ORDERS:
             raise UsageError(
-                f"{name} needs wire version {_ORDERS}: the peer is too old, upgrade nlbfarm there"
+                f"orders need wire version {_ORDERS}: the peer is too old, upgrade nlbfarm there"
             )
         signed = _HEADER.pack(_MAGIC, version, kind, self._active, self._farm) + body
-        if len(signed) + _TAG > MAX_DATAGRAM:
-            raise UsageError(f"{name} of {len(signed) + _TAG} bytes; at most {MAX_DATAGRAM} can be sent")
+        size = len(signed) + _TAG
+        if size > MAX_DATAGRAM:
+            raise UsageError(f"{type(message).__name__} of {size} bytes; at most {MAX_DATAGRAM} can be sent")
         mac = self._mac.copy()
         mac.update(signed)
         return signed + mac.digest()[:_TAG]

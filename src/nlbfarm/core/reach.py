@@ -1,0 +1,91 @@
+"""Who reaches whom, and who may be in a view with whom (rule 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nlbfarm.core.hearing import Hearing, Peer
+from nlbfarm.core.settings import Settings
+from nlbfarm.core.views import disjoint
+from nlbfarm.core.wire import Heartbeat, Member, NodeState, Plan
+
+__all__ = ["agrees", "broken_links", "hear_each_other", "joiners_of", "lowest"]
+
+FRESH_INTERVALS = 2.5
+"""Only the word of a peer heard this recently can show that a link between two others is broken:
+an older word may predate the death of one of them."""
+
+
+def agrees(word: Heartbeat, settings: Settings) -> bool:
+    """Whether a peer that says ``word`` was configured as this node was."""
+    return (
+        word.config_digest == settings.config_digest
+        and word.secret_digest == settings.secret_digest
+        and len(word.powers) == len(settings.groups)
+    )
+
+
+def joiners_of(
+    hearing: Hearing,
+    settings: Settings,
+    kept: set[int],
+    heard: Mapping[int, Peer],
+    plan: Plan | None,
+    now: float,
+) -> tuple[int, ...]:
+    """Return the outsiders to take in: those that every kept node hears and that hear every kept node."""
+    joiners: list[int] = []
+    for node, peer in heard.items():
+        word = peer.heartbeat
+        if node in kept or word.inside or word.state is NodeState.STOP or not agrees(word, settings):
+            continue
+        if word.view is not None and (plan is None or disjoint(word.view, plan.view)):
+            continue
+        if not hearing.hears_us(peer, now):
+            continue
+        others = [heard[other] for other in (*kept, *joiners) if other != settings.node]
+        if all(hear_each_other(peer, other) for other in others):
+            joiners.append(node)
+    return tuple(joiners)
+
+
+def broken_links(
+    hearing: Hearing,
+    settings: Settings,
+    live: Mapping[int, Peer],
+    member_since: Mapping[Member, float],
+    now: float,
+) -> dict[int, set[int]]:
+    """Return the pairs of live members of which one no longer hears the other, as fresh words say."""
+    me = settings.node
+    fresh = FRESH_INTERVALS * settings.interval
+    broken: dict[int, set[int]] = {}
+    speakers = [peer for peer in live.values() if now - peer.last_heard <= fresh]
+    for peer in speakers:
+        settled = now - member_since.get(Member(peer.node, peer.incarnation), now)
+        if settled < settings.detection:
+            continue
+        if not hearing.hears_us(peer, now):
+            broken.setdefault(me, set()).add(peer.node)
+        for other in speakers:
+            if other is not peer and not peer.hears(other.node, other.incarnation):
+                broken.setdefault(peer.node, set()).add(other.node)
+    return broken
+
+
+def hear_each_other(one: Peer, other: Peer) -> bool:
+    """Whether each of two peers says that it hears the other in its present life."""
+    return one.hears(other.node, other.incarnation) and other.hears(one.node, one.incarnation)
+
+
+def lowest(states: Mapping[int, NodeState]) -> int:
+    """Return the lowest node that is ``UP``; if none is, the lowest that is not ``STOP``; else the lowest."""
+    for wanted in (
+        {NodeState.UP},
+        {NodeState.STARTING, NodeState.WAIT, NodeState.UP, NodeState.DRAINING},
+        set(NodeState),
+    ):
+        able = [node for node, state in states.items() if state in wanted]
+        if able:
+            return min(able)
+    raise ValueError("no nodes")
