@@ -200,3 +200,23 @@ def test_flows_of_an_earlier_process_are_drained_from_the_start() -> None:
     handoff = started({"web": {3: 2}})
     assert change(handoff, 0.0) == BucketStates(drain=0b1000)
     assert handoff.flows_left == {"web": {3: 2}}
+
+
+def test_what_is_given_away_while_it_is_remembered_of_a_silent_node_is_announced_as_long() -> None:
+    handoff = started()
+    change(handoff, 0.0, gained=0b11, contested=0b01)
+    command = handoff.change((0,), (0,), (0b01,), 1.0, remembered=(0b01,))
+    assert command is not None
+    handoff.filter_applied(command.serial, 1.0)
+    question = handoff.question(1.0)
+    assert question is not None
+    handoff.flows_answered(question.serial, {}, 1.0)
+    command = handoff.change((0,), (0,), (0b01,), 1.1, remembered=(0b01,))
+    assert command is not None
+    assert command.states == {"web": BucketStates(drain=0b01)}
+    handoff.filter_applied(command.serial, 1.1)
+    assert handoff.change((0,), (0,), (0,), 2.0, remembered=(0,)) is None
+    question = handoff.question(2.0)
+    assert question is not None
+    handoff.flows_answered(question.serial, {}, 2.0)
+    assert change(handoff, 2.0) == CLOSED

@@ -110,6 +110,7 @@ class Handoff:
         self._question = 0
         self._asked: tuple[int, Mapping[str, Bitmap]] | None = None
         self._ask_at = now
+        self._remembered: tuple[Bitmap, ...] = ()
         self._batches: list[list[tuple[int, float, Bitmap]]] = []
         """For each group what is drained: by which change, since when, and which buckets."""
         for name in settings.groups:
@@ -151,6 +152,7 @@ class Handoff:
         contested: tuple[Bitmap, ...],
         now: float,
         *,
+        remembered: tuple[Bitmap, ...] = (),
         drain: bool = True,
         give_up: bool = False,
     ) -> ApplyFilter | None:
@@ -161,11 +163,14 @@ class Handoff:
             gained: What may be acquired.
             contested: What others drain or hold, or held lately.
             now: The present.
+            remembered: What of ``contested`` nobody announces now. Who joins later cannot know of it: given
+                away, it is announced as draining until it is forgotten here, too.
             drain: Whether buckets that are given away are drained; if not, their connections break.
             give_up: Do not drain any longer what is drained already.
         """
         if self.pending is not None:
             return None
+        self._remembered = remembered
         wanted = []
         for index, has in enumerate(self.applied):
             held = (has.own | has.adopt) & kept[index] | gained[index]
@@ -236,6 +241,8 @@ class Handoff:
         for index, name in enumerate(self._settings.groups):
             found = {bucket: count for bucket, count in flows.get(name, {}).items() if count > 0}
             empty = asked.get(name, 0)
+            if self._remembered:
+                empty &= ~self._remembered[index]
             for bucket in found:
                 empty &= ~(1 << bucket)
             self._batches[index] = [

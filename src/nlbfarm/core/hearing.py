@@ -186,21 +186,29 @@ class Hearing:
         returning = word.state is NodeState.STOP and any(word.draining)
         return self._settings.restart_grace if returning else self._settings.takeover_grace
 
-    def contested(self, now: float) -> tuple[Bitmap, ...]:
+    def contested(self, now: float) -> tuple[tuple[Bitmap, ...], tuple[Bitmap, ...]]:
         """Return for each group the buckets whose established flows may be another node's.
 
-        Those are the buckets that a peer announces as draining or holding, and for a grace those that a
-        silent peer, or the former life of a peer, was last known to hold or drain.
+        Returns:
+            First all of them: those that a peer announces as draining or holding, and those *remembered*.
+            Then the remembered ones alone: what a silent peer, or the former life of a peer, was last known
+            to hold or drain, for a grace.
         """
         found = [0] * len(self._settings.groups)
+        remembered = [0] * len(found)
         for peer in self.peers.values():
-            if peer.claims and now < self.counts_until(peer):
-                for index, bitmap in enumerate(peer.claims[: len(found)]):
-                    found[index] |= bitmap
+            if peer.claims:
+                lost = now >= self.lost_at(peer)
+                if not lost or now < self.counts_until(peer):
+                    for index, bitmap in enumerate(peer.claims[: len(found)]):
+                        found[index] |= bitmap
+                        if lost:
+                            remembered[index] |= bitmap
             if peer.former and now < peer.former_until:
                 for index, bitmap in enumerate(peer.former[: len(found)]):
                     found[index] |= bitmap
-        return tuple(found)
+                    remembered[index] |= bitmap
+        return tuple(found), tuple(remembered)
 
     def counts_until(self, peer: Peer) -> float:
         """Return until when the last word of a peer counts in ``contested``, unless it speaks again.

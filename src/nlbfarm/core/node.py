@@ -401,8 +401,9 @@ class Node:
         # An earlier version waits for the end of a drain: then the bucket would be served by nobody.
         adopted = all(peer.version >= ADOPTS for peer in heard.values())
         cut = self._leaving.cut
+        contested, remembered = self.hearing.contested(now)
         return handoff.change(
-            kept, gained, self.hearing.contested(now), now, drain=adopted and not cut, give_up=cut
+            kept, gained, contested, now, remembered=remembered, drain=adopted and not cut, give_up=cut
         )
 
     def _given(self, plan: Plan) -> tuple[Bitmap, ...]:

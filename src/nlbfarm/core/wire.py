@@ -170,9 +170,9 @@ class Codec:
         # The keyed state is computed once and copied for each datagram.
         self._macs = {key_id: hmac.new(key, digestmod="sha256") for key_id, key in keyring.keys.items()}
         self._active = keyring.active
+        self._mac = self._macs[keyring.active]
         self.newest = newest
         """The newest version that it writes and reads."""
-        self._mac = self._macs[keyring.active]
         # A plan lives for many heartbeats: the last one encoded, and a few decoded ones by their bytes.
         self._sent: tuple[Plan, bytes, bytes] | None = None
         self._plans: dict[bytes, tuple[Plan, bytes]] = {}
