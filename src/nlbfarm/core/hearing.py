@@ -46,6 +46,7 @@ class Peer:
         "former_until",
         "heartbeat",
         "last_heard",
+        "lives_heard",
         "networks",
         "node",
         "version",
@@ -61,14 +62,20 @@ class Peer:
         self.acked_sequence = 0
         self.networks: dict[int, tuple[int, float]] = {}
         """For each heartbeat network: the newest sequence heard there, and when."""
-        self.claims = _claims(heartbeat)
-        """For each group what it announces as held or drained; empty if that is nothing."""
+        self.learn(heartbeat)
         self.former: tuple[Bitmap, ...] = ()
         """For each group what its earlier life held or drained."""
         self.former_until = at
         """Until when that counts: its connections may come back to life with it."""
         self.version = OLDEST
         """Newest wire version in which this life has been heard."""
+
+    def learn(self, heartbeat: Heartbeat) -> None:
+        """Work out once what is asked often of a word that says something new."""
+        self.claims = _claims(heartbeat)
+        """For each group what it announces as held or drained; empty if that is nothing."""
+        self.lives_heard = frozenset([echo[:2] for echo in heartbeat.echoes])
+        """The nodes, each in its life, that it hears."""
 
     @property
     def incarnation(self) -> int:
@@ -87,7 +94,7 @@ class Peer:
 
     def hears(self, node: int, incarnation: int) -> bool:
         """Whether it said, in its newest heartbeat, that it hears ``node`` in that life."""
-        return any(echo.node == node and echo.incarnation == incarnation for echo in self.heartbeat.echoes)
+        return (node, incarnation) in self.lives_heard
 
 
 class Hearing:
@@ -168,7 +175,7 @@ class Hearing:
         prompt = gap < 2 * interval and acked_before is not None and at - acked_before < 2 * interval
         if prompt and _says_the_same(heartbeat, before):
             return Arrival.SAME
-        peer.claims = _claims(heartbeat)
+        peer.learn(heartbeat)
         return Arrival.NEWS
 
     def _inherit(self, peer: Peer, former: Peer, at: float) -> None:

@@ -179,7 +179,7 @@ class Membership:
                 self.leave(now, "left_out", by=peer.node)
                 return
         for other, source in self._views_heard(own, heard):
-            if disjoint(other, view) and greater(other, view):
+            if other.epoch != view.epoch and disjoint(other, view) and greater(other, view):
                 self.leave(now, "greater_view", by=source)
                 return
 

@@ -352,7 +352,8 @@ class Node:
         spoken = self._word.urgent(self.incarnation, state, self.powers)
         if beat or spoken != self._spoken:
             overdue = beat and any(self.hearing.overdue(peer, now) for peer in heard.values())
-            self._send(tuple(sorted(set(self.settings.nodes) - {self.settings.node})), overdue, heard, now)
+            everybody = tuple(sorted(set(self.settings.nodes) - {self.settings.node}))
+            self._send(everybody, overdue, heard, now, state)
             self._spoken = spoken
         elif answer_to is not None:
             self._answer(answer_to, heard, now)
@@ -446,12 +447,19 @@ class Node:
     def _answer(self, node: int, heard: dict[int, Peer], now: float) -> None:
         """Send a heartbeat to one node alone, with an echo of it even if it counts as lost."""
         known = {node: self.hearing.peers[node]} if node in self.hearing.peers else {}
-        self._send((node,), False, dict(sorted((heard | known).items())), now)
+        self._send((node,), False, dict(sorted((heard | known).items())), now, self._state())
 
-    def _send(self, nodes: tuple[int, ...], answer_now: bool, heard: dict[int, Peer], now: float) -> None:
+    def _send(
+        self,
+        nodes: tuple[int, ...],
+        answer_now: bool,
+        heard: dict[int, Peer],
+        now: float,
+        state: tuple[NodeState, str],
+    ) -> None:
         self.sequence += 1
         beat = self._word.heartbeat(
-            self.incarnation, self.sequence, self._state(), self.powers, heard, answer_now=answer_now
+            self.incarnation, self.sequence, state, self.powers, heard, answer_now=answer_now
         )
         self.hearing.sent(self.sequence, now)
         if nodes:
