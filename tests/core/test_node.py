@@ -471,13 +471,43 @@ def test_other_settings_add_nodes_and_retire_others() -> None:
         play.feed(SettingsChanged(replace(play.node.settings, lease=0.2)))
 
 
-def test_a_node_that_is_no_longer_configured_counts_until_it_serves_nothing() -> None:
+def test_a_node_that_is_no_longer_configured_counts_until_it_has_stopped() -> None:
     play = alone()
     play.hear(word(2, holding=0b1))
     done = play.feed(SettingsChanged(replace(play.node.settings, nodes={1: "web1"})))
     assert play.node.retired == {2}
     assert not of(Forgotten, done)
-    done = play.hear(word(2, sequence=2))
+    assert not of(Forgotten, play.hear(word(2, sequence=2)))
+    done = play.hear(word(2, sequence=3, state=NodeState.STOP))
     assert of(Forgotten, done) == [Forgotten(2)]
     assert play.node.retired == frozenset()
     assert play.node.settings.nodes == {1: "web1"}
+
+
+def test_a_retired_node_that_falls_silent_is_forgotten_much_later() -> None:
+    play = alone()
+    play.hear(word(2))
+    play.feed(SettingsChanged(replace(play.node.settings, nodes={1: "web1"})))
+    assert not of(Forgotten, play.run(599.0))
+    assert of(Forgotten, play.run(2.0)) == [Forgotten(2)]
+
+
+def test_started_at_once_is_started() -> None:
+    play = alone()
+    play._settle(play.feed(AdminChanged(Admin.RUN, at_once=True)), True)
+    play.flows = {"web": {7: 1}}
+    play._settle(play.feed(AdminChanged(Admin.DRAIN)), True)
+    play.run(2.0)
+    assert play.node.draining == (1 << 7,)
+
+
+def test_numbers_that_nobody_can_count_on_from_are_not_believed() -> None:
+    play = alone()
+    for odd in (
+        word(2, known=Epoch(2**64 - 1, 2)),
+        word(2, incarnation=2**64 - 1),
+        word(2, hears={1: (2**64 - 1, 1)}),
+    ):
+        done = play.hear(odd)
+        assert [c.event for c in of(Report, done)] == ["peer.unbelievable"]  # type: ignore[attr-defined]
+    assert list(play.node.hearing.heard(play.now)) == []

@@ -102,6 +102,9 @@ class Handoff:
         """For each group the buckets of which the filter may accept new flows, now or after ``pending``."""
         self.draining: tuple[Bitmap, ...] = self.holding
         """For each group the buckets of which the filter accepts established flows only."""
+        self.announced: tuple[Bitmap, ...] = self.holding
+        """For each group what is announced as draining: beside that, what is remembered of silent peers.
+        Who joins later cannot know of it, and is to adopt it, too."""
         self.flows_left: Mapping[str, Mapping[int, int]] = {
             name: dict(flows.get(name, {})) for name in settings.groups
         }
@@ -110,7 +113,7 @@ class Handoff:
         self._question = 0
         self._asked: tuple[int, Mapping[str, Bitmap]] | None = None
         self._ask_at = now
-        self._remembered: tuple[Bitmap, ...] = ()
+        self._remembered: tuple[Bitmap, ...] = self.holding
         self._batches: list[list[tuple[int, float, Bitmap]]] = []
         """For each group what is drained: by which change, since when, and which buckets."""
         for name in settings.groups:
@@ -152,7 +155,7 @@ class Handoff:
         contested: tuple[Bitmap, ...],
         now: float,
         *,
-        remembered: tuple[Bitmap, ...] = (),
+        remembered: tuple[Bitmap, ...],
         drain: bool = True,
         give_up: bool = False,
     ) -> ApplyFilter | None:
@@ -163,14 +166,15 @@ class Handoff:
             gained: What may be acquired.
             contested: What others drain or hold, or held lately.
             now: The present.
-            remembered: What of ``contested`` nobody announces now. Who joins later cannot know of it: given
-                away, it is announced as draining until it is forgotten here, too.
+            remembered: What of ``contested`` is remembered of silent peers; it is announced.
             drain: Whether buckets that are given away are drained; if not, their connections break.
             give_up: Do not drain any longer what is drained already.
         """
+        if self._remembered != remembered:
+            self._remembered = remembered
+            self._tell()
         if self.pending is not None:
             return None
-        self._remembered = remembered
         wanted = []
         for index, has in enumerate(self.applied):
             held = (has.own | has.adopt) & kept[index] | gained[index]
@@ -214,6 +218,10 @@ class Handoff:
         self.draining = tuple(
             (one.drain | two.drain) & ~held for (one, two), held in zip(pairs, self.holding, strict=True)
         )
+        self.announced = tuple(
+            (drained | known) & ~held
+            for drained, known, held in zip(self.draining, self._remembered, self.holding, strict=True)
+        )
 
     # -- established flows -----------------------------------------------------------------
 
@@ -241,8 +249,6 @@ class Handoff:
         for index, name in enumerate(self._settings.groups):
             found = {bucket: count for bucket, count in flows.get(name, {}).items() if count > 0}
             empty = asked.get(name, 0)
-            if self._remembered:
-                empty &= ~self._remembered[index]
             for bucket in found:
                 empty &= ~(1 << bucket)
             self._batches[index] = [

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from itertools import zip_longest
 from operator import or_
 
 from nlbfarm.core.buckets import Bitmap
@@ -42,11 +41,10 @@ class Peer:
         "acked_sequence",
         "claims",
         "first_heard",
-        "former",
-        "former_until",
         "heartbeat",
         "last_heard",
         "lives_heard",
+        "lost_since",
         "networks",
         "node",
         "version",
@@ -63,10 +61,8 @@ class Peer:
         self.networks: dict[int, tuple[int, float]] = {}
         """For each heartbeat network: the newest sequence heard there, and when."""
         self.learn(heartbeat)
-        self.former: tuple[Bitmap, ...] = ()
-        """For each group what its earlier life held or drained."""
-        self.former_until = at
-        """Until when that counts: its connections may come back to life with it."""
+        self.lost_since: float | None = None
+        """Since when it counts as lost; ``None`` while it is heard."""
         self.version = OLDEST
         """Newest wire version in which this life has been heard."""
 
@@ -143,12 +139,8 @@ class Hearing:
         if peer is not None and heartbeat.incarnation < peer.incarnation:
             return Arrival.OLD_LIFE
         if peer is None or heartbeat.incarnation > peer.incarnation:
-            former, peer = peer, Peer(heartbeat.sender, heartbeat, at)
-            self.peers[heartbeat.sender] = peer
-            if former is None:
-                self.peers = dict(sorted(self.peers.items()))
-            else:
-                self._inherit(peer, former, at)
+            peer = Peer(heartbeat.sender, heartbeat, at)
+            self.peers = dict(sorted({**self.peers, peer.node: peer}.items()))
             fresh = True
         else:
             fresh = heartbeat.sequence > peer.heartbeat.sequence
@@ -178,15 +170,6 @@ class Hearing:
         peer.learn(heartbeat)
         return Arrival.NEWS
 
-    def _inherit(self, peer: Peer, former: Peer, at: float) -> None:
-        """Let a new life of a peer stand for what the one before held and drained, for the grace."""
-        peer.former = former.claims
-        peer.former_until = min(at, self.lost_at(former)) + self.grace(former)
-        if former.former_until > at and former.former:
-            longest = zip_longest(peer.former, former.former, fillvalue=0)
-            peer.former = tuple(one | other for one, other in longest)
-            peer.former_until = max(peer.former_until, former.former_until)
-
     def grace(self, peer: Peer) -> float:
         """Return for how many seconds the buckets of a silent peer are adopted rather than owned."""
         word = peer.heartbeat
@@ -198,33 +181,41 @@ class Hearing:
 
         Returns:
             First all of them: those that a peer announces as draining or holding, and those *remembered*.
-            Then the remembered ones alone: what a silent peer, or the former life of a peer, was last known
-            to hold or drain, for a grace.
+            Then the remembered ones alone: what a silent peer was last known to hold or drain, for a grace. A
+            peer that speaks again, in whichever life, announces what it found by itself.
         """
         found = [0] * len(self._settings.groups)
         remembered = [0] * len(found)
         for peer in self.peers.values():
-            if peer.claims:
-                lost = now >= self.lost_at(peer)
-                if not lost or now < self.counts_until(peer):
-                    for index, bitmap in enumerate(peer.claims[: len(found)]):
-                        found[index] |= bitmap
-                        if lost:
-                            remembered[index] |= bitmap
-            if peer.former and now < peer.former_until:
-                for index, bitmap in enumerate(peer.former[: len(found)]):
+            if not peer.claims:
+                continue
+            if peer.lost_since is None:
+                for index, bitmap in enumerate(peer.claims[: len(found)]):
+                    found[index] |= bitmap
+            elif now < peer.lost_since + self.grace(peer):
+                for index, bitmap in enumerate(peer.claims[: len(found)]):
                     found[index] |= bitmap
                     remembered[index] |= bitmap
         return tuple(found), tuple(remembered)
 
-    def counts_until(self, peer: Peer) -> float:
-        """Return until when the last word of a peer counts in ``contested``, unless it speaks again.
+    def judge(self, now: float) -> dict[int, Peer]:
+        """Return the peers that are not lost, by id, and take note since when the others are."""
+        heard = {}
+        for node, peer in self.peers.items():
+            if now < self.lost_at(peer):
+                peer.lost_since = None
+                heard[node] = peer
+            elif peer.lost_since is None:
+                peer.lost_since = now
+        return heard
 
-        What counts for nothing is over when the peer is lost.
-        """
-        if not peer.claims:
-            return self.lost_at(peer)
-        return self.lost_at(peer) + self.grace(peer)
+    def deadlines(self) -> Iterator[float]:
+        """Yield when a peer is lost, and when a lost one is remembered no longer."""
+        for peer in self.peers.values():
+            if peer.lost_since is None:
+                yield self.lost_at(peer)
+            elif peer.claims:
+                yield peer.lost_since + self.grace(peer)
 
     def lost_at(self, peer: Peer) -> float:
         """Return when ``peer`` counts as lost unless it is heard before."""

@@ -39,7 +39,8 @@ class Lateness:
         """See how late a turn is: the first one after a pause, whichever event it brings."""
         settings = self._settings
         report = None
-        if late >= settings.lease:
+        # From here on the lease may have lapsed: a turn renews it, and the next is due an interval later.
+        if late >= max(settings.lease - settings.interval, settings.interval):
             self._woke_at = now
             report = Report("node.late", {"late_ms": round(late * 1e3)}, warning=True)
         if late > settings.interval:

@@ -47,7 +47,8 @@ class Leaving:
         elif self._membership.closed and not condition.stopping:
             self._membership.reopen(now)
         condition.admin = admin
-        condition.at_once = at_once or (condition.stopping and condition.at_once)
+        wanted = at_once and admin is not Admin.RUN
+        condition.at_once = wanted or (condition.stopping and condition.at_once)
 
     def _begin(self, now: float) -> None:
         if not self._condition.leaving:
@@ -83,7 +84,7 @@ class Leaving:
             forced = now >= self._deadline or all(p.heartbeat.state is not NodeState.UP for p in others)
             drained = condition.at_once or condition.returning or not any(handoff.draining)
             if held or (given and not forced) or not drained:
-                return held and forced
+                return forced
             membership.leave(now, "stopping", me)
         if not any(handoff.held) and (handoff.idle or condition.returning):
             membership.closed = True

@@ -62,6 +62,8 @@ class Membership:
         self._came: set[Member] = set()
         """Members of this view that have been heard inside since they were taken in."""
         self._settled: object = None
+        self._kept_out: dict[int, float] = {}
+        """Nodes that could serve and are not in the view that this node leads, and since when."""
         self.retired: frozenset[int] = frozenset()
         """Nodes that the configuration no longer names: they get no buckets."""
 
@@ -69,6 +71,7 @@ class Membership:
         """Go by other settings from now on."""
         self.settings = settings
         self.retired = retired
+        self.differs = None
         self._settled = None
         self.solitude.configure(settings)
 
@@ -238,7 +241,7 @@ class Membership:
         if lowest({me: own.state} | rivals) != me:
             return
         self.solitude.deaf = False
-        joiners = joiners_of(self._hearing, self.settings, {me}, pool, None, now)
+        joiners = joiners_of(self._hearing, self.settings, {me}, pool, None, self.retired, now)
         self._propose(own, heard, frozenset({me, *joiners}), (), now)
 
     def _lead(self, own: Own, heard: Mapping[int, Peer], now: float) -> None:
@@ -253,6 +256,9 @@ class Membership:
                 self.leave(now, "unacknowledged", by=me)
             return
         live = {peer.node: peer for peer in self._live_members(plan, heard)}
+        for node in self.retired & live.keys():
+            if not live[node].claims and not any(node in placement for placement in plan.placements):
+                del live[node]
         if not heard and len(plan.view.members) > 1 and not self.solitude.alone(now):
             if self.solitude.deaf:
                 self.leave(now, "deaf", by=me)
@@ -263,13 +269,18 @@ class Membership:
         if me not in kept:
             self.leave(now, "links_broken", by=me)
             return
-        joiners = joiners_of(self._hearing, self.settings, set(kept), heard, plan, now)
+        joiners = joiners_of(self._hearing, self.settings, set(kept), heard, plan, self.retired, now)
         members = frozenset({*kept, *joiners})
         states = {own.state, *(heard[node].heartbeat.state for node in members - {me})}
-        others = [peer for node, peer in heard.items() if node not in members]
-        if NodeState.UP not in states and (
-            (not heard and own.idle) or any(peer.heartbeat.state is NodeState.UP for peer in others)
-        ):
+        self._kept_out = {
+            node: self._kept_out.get(node, now)
+            for node, peer in heard.items()
+            if node not in members | self.retired and peer.heartbeat.state is NodeState.UP
+        }
+        # Who could serve will be taken in, if it can be: until then a node that drains keeps its lease.
+        patience = 0.0 if own.idle else 2 * self.settings.detection
+        kept_out = any(now - since >= patience for since in self._kept_out.values())
+        if NodeState.UP not in states and ((not heard and own.idle) or kept_out):
             self.leave(now, "cannot_serve", by=me)
             return
         if (
@@ -307,6 +318,7 @@ class Membership:
             (node, powers)
             for node, (state, powers, incarnation) in sorted(words.items())
             if state is NodeState.UP
+            and len(powers) == len(self.settings.groups)
             and node not in self.retired
             and now - self._member_since.get(Member(node, incarnation), now) >= self.settings.detection
         ]

@@ -15,7 +15,9 @@ from nlbfarm.core.buckets import ALL, BUCKETS, NOBODY, Bitmap, Placement
 __all__ = [
     "CHUNK",
     "MAX_CHUNKS",
+    "MAX_EPOCH",
     "MAX_GROUPS",
+    "MAX_INCARNATION",
     "MAX_NODES",
     "MAX_REASON",
     "Echo",
@@ -50,6 +52,9 @@ CHUNK = 1024
 
 MAX_CHUNKS = 49
 """Chunks of the largest plan: 32 members and 255 groups of 192 bytes, 49,259 bytes."""
+
+MAX_INCARNATION = MAX_EPOCH = 1 << 62
+"""What no incarnation and no epoch's counter reaches: a node must be able to count on from what it hears."""
 
 _U64 = (1 << 64) - 1
 

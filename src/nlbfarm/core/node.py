@@ -49,8 +49,9 @@ from nlbfarm.core.lateness import Lateness
 from nlbfarm.core.lease import lease_end
 from nlbfarm.core.leaving import Leaving
 from nlbfarm.core.membership import Membership, Own
+from nlbfarm.core.messages import MAX_EPOCH, MAX_INCARNATION
 from nlbfarm.core.reporting import Reporter
-from nlbfarm.core.retiring import Roster, merge, without_idle
+from nlbfarm.core.retiring import Roster, merge, without_gone
 from nlbfarm.core.settings import Admin, Settings
 from nlbfarm.core.wire import Heartbeat, NodeState, Plan, PlanChunk, PlanRequest
 from nlbfarm.core.word import Word
@@ -255,6 +256,10 @@ class Node:
             if whole is not None:
                 self.membership.plans = {message.digest: whole}
             return None
+        if _unbelievable(message):
+            fields = {"peer": message.sender, "incarnation": message.incarnation}
+            self._out.append(Report("peer.unbelievable", fields, warning=True))
+            return None
         before = self.incarnation
         for echo in message.echoes:
             if echo.node == self.settings.node and echo.incarnation > self.incarnation:
@@ -333,12 +338,11 @@ class Node:
     # -- after each event ------------------------------------------------------------------
 
     def _step(self, now: float, beat: bool, answer_to: int | None) -> None:
-        heard = {peer.node: peer for peer in self.hearing.heard(now)}
         if self.membership.retired:
-            roster = without_idle(self.settings, self.membership.retired, heard, self.membership.plan)
-            if roster is not None:
+            roster = without_gone(self.settings, self.membership.retired, self.hearing.peers, now)
+            if roster.forgotten:
                 self._use(roster)
-                heard = {peer.node: peer for peer in self.hearing.heard(now)}
+        heard = self.hearing.judge(now)
         self.membership.step(self._own(), heard, now)
         change = self._handoff(heard, now)
         for told in (self.membership.reports, self.membership.solitude.reports):
@@ -395,12 +399,16 @@ class Node:
         if plan is not None and not leaving and (running or not any(held)):
             mine = self._given(plan)
             kept = mine if everybody_knows(plan, settings.node, heard) else (ALL,) * len(mine)
-            if running and any(given & ~has for given, has in zip(mine, held, strict=True)):
+            able = self._state()[0] is NodeState.UP  # else the next plan takes it anyway
+            if running and able and any(given & ~has for given, has in zip(mine, held, strict=True)):
                 gained = acquirable(
                     plan, mine, membership.known_epoch, membership.inside_since, heard, settings, now
                 )
-        # An earlier version waits for the end of a drain: then the bucket would be served by nobody.
-        adopted = all(peer.version >= ADOPTS for peer in heard.values())
+        # An earlier version waits for the end of a drain: the bucket would be served by nobody. First words
+        # may come in an earlier version than a node speaks; none is given a bucket before that is known.
+        adopted = all(
+            peer.version >= ADOPTS or now - peer.first_heard < settings.detection for peer in heard.values()
+        )
         cut = self._leaving.cut
         contested, remembered = self.hearing.contested(now)
         return handoff.change(
@@ -433,6 +441,9 @@ class Node:
 
     # -- the word that it spreads ----------------------------------------------------------
 
+    def _name(self, node: int) -> str:
+        return self.settings.nodes.get(node, f"node {node}")
+
     def _own(self) -> Own:
         idle = not any(self.handoff.holding) and not any(self.handoff.draining)
         return Own(self.incarnation, self._state()[0], self.powers, idle)
@@ -441,7 +452,7 @@ class Node:
         membership = self.membership
         state, reason = self.condition.state(closed=membership.closed, deaf=membership.solitude.deaf)
         if membership.differs is not None and state is NodeState.UP:
-            reason = f"outside: configured otherwise than {self.settings.nodes[membership.differs]}"
+            reason = f"outside: configured otherwise than {self._name(membership.differs)}"
         return state, reason
 
     def _answer(self, node: int, heard: dict[int, Peer], now: float) -> None:
@@ -470,14 +481,7 @@ class Node:
     def _deadline(self, now: float) -> float:
         """Return when something can next change without an event: a loss, an end of a wait, a heartbeat."""
         membership, detection = self.membership, self.settings.detection
-        times = [*self.handoff.deadlines(), *self._lateness.deadlines()]
-        hearing = self.hearing
-        for peer in hearing.peers.values():
-            times.append(lost := hearing.lost_at(peer))
-            if lost <= now and peer.claims:
-                times.append(hearing.counts_until(peer))
-            if peer.former:
-                times.append(peer.former_until)
+        times = [*self.hearing.deadlines(), *self.handoff.deadlines(), *self._lateness.deadlines()]
         eligible = membership.eligible_at(now)
         if eligible is not None:
             times.append(eligible)
@@ -491,3 +495,10 @@ class Node:
             times.append(probed)
         soonest = min((at for at in times if at > now), default=self._next_beat)
         return min(self._next_beat, soonest + SLACK_S)
+
+
+def _unbelievable(word: Heartbeat) -> bool:
+    """Whether a word has numbers so high that there is nothing left to count on to."""
+    epochs = [word.known_epoch.counter, word.view.epoch.counter if word.view is not None else 0]
+    lives = [word.incarnation, *(echo.incarnation for echo in word.echoes)]
+    return max(epochs) >= MAX_EPOCH or max(lives) >= MAX_INCARNATION

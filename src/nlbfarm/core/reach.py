@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from nlbfarm.core.hearing import Hearing, Peer
 from nlbfarm.core.settings import Settings
@@ -31,13 +31,16 @@ def joiners_of(
     kept: set[int],
     heard: Mapping[int, Peer],
     plan: Plan | None,
+    retired: Collection[int],
     now: float,
 ) -> tuple[int, ...]:
     """Return the outsiders to take in: those that every kept node hears and that hear every kept node."""
     joiners: list[int] = []
     for node, peer in heard.items():
         word = peer.heartbeat
-        if node in kept or word.inside or word.state is NodeState.STOP or not agrees(word, settings):
+        if node in kept or node in retired or word.inside or word.state is NodeState.STOP:
+            continue
+        if not agrees(word, settings):
             continue
         if word.view is not None and (plan is None or disjoint(word.view, plan.view)):
             continue

@@ -1,4 +1,4 @@
-"""Nodes that the configuration no longer names, but that still serve: counted with until they do not."""
+"""Nodes that the configuration no longer names, but that still run: counted with until they have stopped."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from dataclasses import dataclass, replace
 
 from nlbfarm.core.hearing import Peer
 from nlbfarm.core.settings import Settings
-from nlbfarm.core.wire import Plan
+from nlbfarm.core.wire import NodeState
 
-__all__ = ["Roster", "merge", "without_idle"]
+__all__ = ["Roster", "merge", "without_gone"]
+
+
+SILENT_S = 600.0
+"""A retired node that was silent for so long has been switched off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +45,25 @@ def merge(before: Settings, after: Settings, known: Collection[int]) -> Roster:
     return Roster(replace(after, nodes=nodes), frozenset(retired), forgotten)
 
 
-def without_idle(
-    settings: Settings, retired: frozenset[int], heard: Mapping[int, Peer], plan: Plan | None
-) -> Roster | None:
-    """Return the roster without the retired nodes that serve no longer; ``None`` if all of them still do."""
-    idle = [node for node in sorted(retired) if not _serves(heard.get(node), plan)]
-    if not idle:
-        return None
-    nodes = {node: name for node, name in settings.nodes.items() if node not in idle}
-    return Roster(replace(settings, nodes=nodes), retired - set(idle), tuple(idle))
+def without_gone(
+    settings: Settings, retired: frozenset[int], peers: Mapping[int, Peer], now: float
+) -> Roster:
+    """Return the roster without the retired nodes that have stopped, or were silent for very long.
+
+    One that merely serves nothing stays: unanswered, its process would take itself for the only one left.
+
+    Args:
+        settings, retired: As they are.
+        peers: Every peer ever heard.
+        now: The present.
+    """
+    gone = [node for node in sorted(retired) if node not in peers or _gone(peers[node], now)]
+    if not gone:
+        return Roster(settings, retired)
+    nodes = {node: name for node, name in settings.nodes.items() if node not in gone}
+    return Roster(replace(settings, nodes=nodes), retired - set(gone), tuple(gone))
 
 
-def _serves(peer: Peer | None, plan: Plan | None) -> bool:
-    """Whether a peer holds or drains a bucket, or is about to."""
-    if peer is None:
-        return False
-    owns = plan is not None and any(peer.node in placement for placement in plan.placements)
-    return bool(peer.claims) or (peer.heartbeat.inside and owns)
+def _gone(peer: Peer, now: float) -> bool:
+    stopped = peer.heartbeat.state is NodeState.STOP and not peer.claims
+    return stopped or now - peer.last_heard >= SILENT_S
