@@ -511,3 +511,35 @@ def test_numbers_that_nobody_can_count_on_from_are_not_believed() -> None:
         done = play.hear(odd)
         assert [c.event for c in of(Report, done)] == ["peer.unbelievable"]  # type: ignore[attr-defined]
     assert list(play.node.hearing.heard(play.now)) == []
+
+
+def test_a_node_that_was_stopped_with_connections_left_waits_to_be_taken_in_and_drains_them() -> None:
+    play = Play(settings(nodes=PAIR), admin=Admin.STOP, flows={"web": {7: 1}})
+    play.flows = {"web": {7: 1}}
+    done = play.run(0.9)
+    assert not of(Halted, done)
+    assert play.node.draining == (1 << 7,)
+    assert of(Halted, play.run(0.3))
+
+
+def test_a_leader_whose_only_peer_died_does_not_leave_its_view() -> None:
+    """It once left as unacknowledged just before the peer was lost, and served nothing for a second."""
+    play = alone()
+    plan_ = play.node.membership.plan
+    assert plan_ is not None
+    for sequence in range(1, 12):
+        sent = beats(play.run(0.1))[-1]
+        inside = play.node.membership.plan
+        assert inside is not None
+        play.hear(
+            word(
+                2,
+                sequence,
+                follows=inside if 2 in [m.node for m in inside.view.members] else None,
+                hears={1: (sent.incarnation, sent.sequence)},
+            )
+        )
+    assert play.node.leader(play.now) == 1
+    done = play.run(2.0)
+    assert "view.left" not in [c.event for c in of(Report, done)]  # type: ignore[attr-defined]
+    assert play.node.holding == (ALL,)

@@ -131,9 +131,13 @@ class Handoff:
 
     @property
     def idle(self) -> bool:
-        """Whether the filter accepts nothing, and nothing is under way."""
+        """Whether the filter accepts nothing, and nothing is under way or waits to be drained."""
         closed = BucketStates()
-        return self.pending is None and all(states == closed for states in self.applied)
+        return (
+            self.pending is None
+            and not any(self._batches)
+            and all(states == closed for states in self.applied)
+        )
 
     def filter_applied(self, serial: int, now: float) -> None:
         """Take note that the filter has done what was asked.

@@ -24,13 +24,16 @@ class Leaving:
         condition: Whether it is leaving, and how.
         membership: Its view.
         handoff: Its buckets.
+        now: The present.
     """
 
-    def __init__(self, condition: Condition, membership: Membership, handoff: Handoff) -> None:
+    def __init__(self, condition: Condition, membership: Membership, handoff: Handoff, now: float) -> None:
         self._condition = condition
         self._membership = membership
         self._handoff = handoff
         self._deadline = 0.0
+        if condition.leaving:
+            self._deadline = now + PATIENCE * membership.settings.detection
 
     def stop(self, now: float, *, at_once: bool, returning: bool) -> None:
         """The process is to end (``StopRequested``)."""
@@ -59,15 +62,14 @@ class Leaving:
         """When patience ends; ``None`` if the node is not leaving."""
         return self._deadline if self._condition.leaving else None
 
-    @property
-    def cut(self) -> bool:
+    def cut(self, now: float) -> bool:
         """Whether established connections are not waited for.
 
-        Outside there is no lease to serve them with; who comes back may have one again.
+        Outside there is no lease to serve them with: a node that has inherited some has to be taken in first.
         """
         condition = self._condition
-        given_up = condition.at_once or (condition.leaving and self._membership.plan is None)
-        return given_up and not condition.returning
+        outside = condition.leaving and self._membership.plan is None and now >= self._deadline
+        return (condition.at_once or outside) and not condition.returning
 
     def step(self, heard: Mapping[int, Peer], now: float) -> bool:
         """Leave the view, and close, as soon as that may be; return whether all buckets are released now."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from nlbfarm.core.buckets import BUCKETS, NOBODY
 from nlbfarm.core.commands import Report
 from nlbfarm.core.hearing import Hearing, Peer
+from nlbfarm.core.lease import died
 from nlbfarm.core.placement import place
 from nlbfarm.core.reach import agrees, broken_links, joiners_of, lowest
 from nlbfarm.core.settings import Settings
@@ -250,7 +251,12 @@ class Membership:
         plan, me = self.plan, self.settings.node
         if self.leader(own, heard) != me:
             return
-        limiting = [peer for peer in heard.values() if not peer.holds_nothing_outside]
+        # One that died acknowledged to the last: it does not ignore us, and will be lost in a moment.
+        limiting = [
+            peer
+            for peer in heard.values()
+            if not peer.holds_nothing_outside and not died(peer, now, self.settings)
+        ]
         if limiting and not any(self._hearing.hears_us(peer, now) for peer in heard.values()):
             if all(now - peer.first_heard >= self.settings.detection for peer in limiting):
                 self.leave(now, "unacknowledged", by=me)

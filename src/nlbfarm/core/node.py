@@ -103,7 +103,7 @@ class Node:
         self.handoff = Handoff(settings, flows or {}, now)
         self._word = Word(self.membership, self.handoff)
         self._lateness = Lateness(settings, self.hearing, now)
-        self._leaving = Leaving(self.condition, self.membership, self.handoff)
+        self._leaving = Leaving(self.condition, self.membership, self.handoff, now)
         self._reporter = Reporter(settings, self.membership.agrees)
         self.lease_until = now
         self.stopped = False
@@ -409,7 +409,7 @@ class Node:
         adopted = all(
             peer.version >= ADOPTS or now - peer.first_heard < settings.detection for peer in heard.values()
         )
-        cut = self._leaving.cut
+        cut = self._leaving.cut(now)
         contested, remembered = self.hearing.contested(now)
         return handoff.change(
             kept, gained, contested, now, remembered=remembered, drain=adopted and not cut, give_up=cut
