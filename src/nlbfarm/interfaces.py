@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nlbfarm.core.buckets import BucketStates
+from nlbfarm.core.buckets import Bitmap, BucketStates
 from nlbfarm.core.policy import FilterPolicy, IPAddress
 
 __all__ = [
@@ -151,6 +151,34 @@ class FilterBackend(ABC):
         """
 
     @abstractmethod
+    async def flows(self, buckets: Mapping[str, Bitmap]) -> Mapping[str, Mapping[int, int]]:
+        """Count the established flows of these buckets: their first packet was accepted here, for a VIP.
+
+        TCP only. A connection that has just begun and is not yet established counts, for some seconds; one
+        that is closed and merely remembered (``TIME_WAIT``, ``CLOSE``) does not. Those that an earlier
+        process of the farm accepted count where the host remembers them: connection tracking does, a table
+        inside the process cannot.
+
+        The node asks once at its start for all buckets, and about twice a second for buckets in ``DRAIN``,
+        which get no new flows: the work of those calls must follow the number of these buckets and of the
+        flows that ended since, not the size of the host's table. A bucket that takes new flows (``OWN``,
+        ``ADOPT``) may be asked about, too, and may cost a scan. A flow that was accepted right before its
+        bucket went to ``DRAIN`` is not missed: the call waits if it must. No ``apply`` or ``lease`` waits for
+        the call.
+
+        Args:
+            buckets: For each group the buckets that are asked about; a group left out is not.
+
+        Returns:
+            For each group, by bucket, how many there are; buckets without one are left out. A count may be
+            higher than the truth by flows that ended since it was taken, but is above 0 only if there is one.
+
+        Raises:
+            HostError: It cannot be found out now.
+            UsageError: A group that the policy does not have.
+        """
+
+    @abstractmethod
     async def counters(self) -> FilterCounters:
         """Read the counters; a few milliseconds."""
 
@@ -250,6 +278,20 @@ class Heartbeat(ABC):
 
         Raises:
             UsageError: An unknown node id, or data longer than 1,200 bytes.
+        """
+
+    @abstractmethod
+    def set_peers(self, peers: Mapping[int, Sequence[IPAddress]]) -> None:
+        """Replace the peers: to nodes that are new can be sent at once, those that are gone are unknown.
+
+        May be called before ``open``, and while it is open; sockets, counts and what was said about peers
+        that stay are not touched. What a peer that is gone sent before need not be delivered any more.
+
+        Args:
+            peers: For each other node its address on each heartbeat network, as in the constructor.
+
+        Raises:
+            UsageError: The networks of this node and of a peer do not match; nothing was changed.
         """
 
     @abstractmethod

@@ -18,6 +18,9 @@ class Probe:
     async def offer(self, facts: PacketFacts) -> bool:
         return self.backend.judge(facts).accepted
 
+    async def reset(self, facts: PacketFacts) -> None:
+        self.backend.forget(facts)
+
     async def wait(self, seconds: float) -> None:
         self.backend.fake_clock.advance(seconds)
 

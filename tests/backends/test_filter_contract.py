@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from tests.backends.memory_support import Clocked, Probe, damage
 
-from nlbfarm.core.buckets import ALL, BucketStates
+from nlbfarm.core.buckets import ALL, Bitmap, BucketStates, bits
 from nlbfarm.core.decision import Decision, PacketFacts, Reason, Verdict
 from nlbfarm.core.policy import FilterPolicy, Protocol
 from nlbfarm.errors import HostError, UsageError
@@ -220,6 +220,76 @@ class CountsNothing(Clocked):
         return FilterCounters()
 
 
+class CountsNoFlows(Clocked):
+    async def flows(self, buckets: Mapping[str, Bitmap]) -> Mapping[str, Mapping[int, int]]:
+        await super().flows(buckets)
+        return {}
+
+
+class CountsBucketsOnly(Clocked):
+    async def flows(self, buckets: Mapping[str, Bitmap]) -> Mapping[str, Mapping[int, int]]:
+        counts = await super().flows(buckets)
+        return {group: dict.fromkeys(found, 1) for group, found in counts.items()}
+
+
+class CountsStrangers(Clocked):
+    """What conntrack's own table does."""
+
+    def judge(self, facts: PacketFacts) -> Decision:
+        decision = super().judge(facts)
+        if decision.accepted and facts.protocol == Protocol.TCP:
+            self._remember((facts.source, facts.source_port, facts.destination, 80), decision)
+        return decision
+
+
+class CountsWhatNobodyAskedAbout(Clocked):
+    async def flows(self, buckets: Mapping[str, Bitmap]) -> Mapping[str, Mapping[int, int]]:
+        return await super().flows(dict.fromkeys(buckets, ALL))
+
+
+class CountsAnyGroup(Clocked):
+    async def flows(self, buckets: Mapping[str, Bitmap]) -> Mapping[str, Mapping[int, int]]:
+        return await super().flows({group: buckets[group] for group in buckets if group != "nobody"})
+
+
+class NeverLooksAgain(Clocked):
+    """Answers from what it found when it was first asked."""
+
+    async def open(self, policy: FilterPolicy, on_damage: Callable[[str], None]) -> None:
+        self.found: dict[tuple[str, Bitmap], Mapping[int, int]] = {}
+        await super().open(policy, on_damage)
+
+    async def flows(self, buckets: Mapping[str, Bitmap]) -> Mapping[str, Mapping[int, int]]:
+        counts = await super().flows(buckets)
+        return {
+            group: self.found.setdefault((group, bitmap), counts[group]) for group, bitmap in buckets.items()
+        }
+
+
+class EmptyForEver(Clocked):
+    """Takes a bucket that once had no flow for one that has none."""
+
+    async def open(self, policy: FilterPolicy, on_damage: Callable[[str], None]) -> None:
+        self.empty: set[tuple[str, int]] = set()
+        await super().open(policy, on_damage)
+
+    async def flows(self, buckets: Mapping[str, Bitmap]) -> Mapping[str, Mapping[int, int]]:
+        counts = await super().flows(buckets)
+        for group, bitmap in buckets.items():
+            if bitmap != ALL:
+                self.empty |= {(group, bucket) for bucket in bits(bitmap) if bucket not in counts[group]}
+        return {
+            group: {bucket: n for bucket, n in found.items() if (group, bucket) not in self.empty}
+            for group, found in counts.items()
+        }
+
+
+class ForgetsFlowsOnClose(Clocked):
+    async def close(self) -> None:
+        await super().close()
+        self._flows.clear()
+
+
 class CriesWolf(Clocked):
     async def apply(self, states: Mapping[str, BucketStates]) -> None:
         await super().apply(states)
@@ -279,6 +349,14 @@ WRONG = {
     LeavesThingsBehind: "close in any state",
     WrongCounterNames: "counters",
     CountsNothing: "counters",
+    CountsNoFlows: "flows that are left",
+    CountsBucketsOnly: "flows that are left",
+    CountsStrangers: "flows that are left",
+    CountsWhatNobodyAskedAbout: "flows that are left",
+    CountsAnyGroup: "bad calls change nothing",
+    NeverLooksAgain: "flows that are left",
+    EmptyForEver: "flows of buckets that open again",
+    ForgetsFlowsOnClose: "flows of an earlier process",
     CriesWolf: "nothing before the first lease",
     Oblivious: "damage and repair",
     DamagedButTakesLeases: "damage and repair",
@@ -293,6 +371,10 @@ WRONG = {
 async def test_the_check_notices_a_backend_that_is_wrong(wrong: type[Clocked], check: str) -> None:
     with pytest.raises(AssertionError, match=rf"'memory' breaks its contract \({check}\)"):
         await check_filter_backend_contract(wrong, Probe, damage=damage)
+
+
+async def test_flows_that_end_with_their_process_are_no_fault_where_that_is_said() -> None:
+    await check_filter_backend_contract(ForgetsFlowsOnClose, Probe, survives=False)
 
 
 async def test_the_check_does_not_hide_a_close_that_raises() -> None:

@@ -85,6 +85,34 @@ async def test_the_flow_that_was_silent_longest_is_forgotten() -> None:
     assert [backend.judge(later(port)).accepted for port in (1, 2, 3)] == [True, False, True]
 
 
+async def test_a_connection_that_ended_is_forgotten_when_it_is_told() -> None:
+    backend, _ = await opened()
+    await backend.apply({"web": BucketStates(own=ALL)})
+    backend.lease(1.0)
+    backend.judge(syn(1))
+    backend.judge(later(2))
+    bucket = backend.judge(syn(1)).bucket
+    await backend.apply({"web": BucketStates(drain=ALL)})
+    assert await backend.flows({"web": ALL}) == {"web": {bucket: 1}}
+    assert backend.forget(later(1))
+    assert not backend.forget(later(1))
+    assert await backend.flows({"web": ALL}) == {"web": {}}
+    assert not backend.judge(later(1)).accepted
+
+
+async def test_flows_outlive_close_as_long_as_the_policy_is_the_same() -> None:
+    backend, _ = await opened()
+    await backend.apply({"web": BucketStates(own=ALL)})
+    backend.lease(1.0)
+    bucket = backend.judge(syn(1)).bucket
+    await backend.close()
+    await backend.open(POLICY, lambda what: None)
+    assert await backend.flows({"web": ALL}) == {"web": {bucket: 1}}
+    await backend.close()
+    await backend.open(replace(POLICY, groups=(Group("web", 2),)), lambda what: None)
+    assert await backend.flows({"web": ALL}) == {"web": {}}
+
+
 async def test_the_host_tells_when_no_filter_is_in_place() -> None:
     damages: list[str] = []
     backend, _ = await opened(damages=damages)

@@ -2,8 +2,8 @@
 
 - ``memory``: in this process, for tests and embedding trials.
 - ``nftables``: in the Linux kernel. ``render`` writes the scripts (pure), ``nlbfarm.nft`` runs them,
-  ``table`` is what is in the kernel, ``renewal`` the lease, ``watch`` who else touches it, ``marks`` the
-  numbers they share.
+  ``table`` is what is in the kernel, ``renewal`` the lease, ``watch`` who else touches it, ``flows`` which
+  connections are left (``conntrack`` asks the kernel), ``marks`` the numbers they share.
 
 A package adds its own through the entry-point group ``nlbfarm.backends``: a name and a class of
 ``FilterBackend``.

@@ -25,7 +25,9 @@ __all__ = [
     "MapChange",
     "NetlinkError",
     "NetlinkTables",
+    "attribute",
     "attributes",
+    "message",
     "messages",
 ]
 
@@ -129,14 +131,14 @@ class NetlinkTables:
                 requests.append((_NEWSETELEM, _CREATE, _elements(table, change.name, pairs)))
         if not requests:
             return
-        batch = [_message(_BATCH_BEGIN, _REQUEST, next(self._sequence), 0, SUBSYSTEM)]
+        batch = [message(_BATCH_BEGIN, _REQUEST, next(self._sequence), 0, SUBSYSTEM)]
         waiting = set()
         for verb, flags, payload in requests:
             sequence = next(self._sequence)
             waiting.add(sequence)
             kind = SUBSYSTEM << 8 | verb
-            batch.append(_message(kind, _REQUEST | _ACK | flags, sequence, NFPROTO_INET, 0, payload))
-        batch.append(_message(_BATCH_END, _REQUEST, next(self._sequence), 0, SUBSYSTEM))
+            batch.append(message(kind, _REQUEST | _ACK | flags, sequence, NFPROTO_INET, 0, payload))
+        batch.append(message(_BATCH_END, _REQUEST, next(self._sequence), 0, SUBSYSTEM))
         # What refuses the batch as a whole (a missing right) is said of its first message.
         first, last = min(waiting) - 1, max(waiting) + 1
         self._send(b"".join(batch))
@@ -153,11 +155,11 @@ class NetlinkTables:
             NetlinkError: It was refused.
             HostError: The kernel did not answer, or the ruleset changed all the time.
         """
-        question = _string(1, table) + _attribute(3, struct.pack("!I", _COUNTER))  # NFTA_OBJ_TABLE, _TYPE
+        question = _string(1, table) + attribute(3, struct.pack("!I", _COUNTER))  # NFTA_OBJ_TABLE, _TYPE
         for _ in range(_INTERRUPTED_DUMPS):
             mine = next(self._sequence)
             kind = SUBSYSTEM << 8 | _GETOBJ
-            self._send(_message(kind, _REQUEST | _DUMP, mine, NFPROTO_INET, 0, question))
+            self._send(message(kind, _REQUEST | _DUMP, mine, NFPROTO_INET, 0, question))
             found: dict[str, int] = {}
             done = interrupted = False
             while not done:
@@ -219,34 +221,36 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         offset += (length + 3) & ~3
 
 
-def _message(kind: int, flags: int, sequence: int, family: int, resource: int, payload: bytes = b"") -> bytes:
+def message(kind: int, flags: int, sequence: int, family: int, resource: int, payload: bytes = b"") -> bytes:
+    """Return a netfilter message: ``nlmsghdr``, ``nfgenmsg`` of ``family`` and ``resource``, attributes."""
     body = _GENERIC.pack(family, 0, resource) + payload
     return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
+    """Return one attribute, padded; ``kind`` with its flags."""
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def _string(kind: int, value: str) -> bytes:
-    return _attribute(kind, value.encode() + b"\0")
+    return attribute(kind, value.encode() + b"\0")
 
 
 def _elements(table: str, name: str, items: Sequence[bytes]) -> bytes:
     # NFTA_SET_ELEM_LIST_TABLE, _SET, _ELEMENTS; each element is an NFTA_LIST_ELEM
-    listed = b"".join(_attribute(1 | _NESTED, item) for item in items)
-    return _string(1, table) + _string(2, name) + _attribute(3 | _NESTED, listed)
+    listed = b"".join(attribute(1 | _NESTED, item) for item in items)
+    return _string(1, table) + _string(2, name) + attribute(3 | _NESTED, listed)
 
 
 def _key(mark: int) -> bytes:
     # NFTA_SET_ELEM_KEY of NFTA_DATA_VALUE; a mark stands in its register in the host's byte order
-    return _attribute(1 | _NESTED, _attribute(1, struct.pack("=I", mark)))
+    return attribute(1 | _NESTED, attribute(1, struct.pack("=I", mark)))
 
 
 def _goto(chain: str) -> bytes:
     # NFTA_SET_ELEM_DATA of NFTA_DATA_VERDICT of NFTA_VERDICT_CODE and _CHAIN
-    verdict = _attribute(1, struct.pack("!I", _GOTO)) + _string(2, chain)
-    return _attribute(2 | _NESTED, _attribute(2 | _NESTED, verdict))
+    verdict = attribute(1, struct.pack("!I", _GOTO)) + _string(2, chain)
+    return attribute(2 | _NESTED, attribute(2 | _NESTED, verdict))
 
 
 def _raise_if_refused(payload: bytes) -> None:

@@ -1,8 +1,8 @@
 """The nftables backend: the rule runs in the kernel, the process only says which buckets are its own.
 
 One worker thread runs every transaction (``table.py``, through libnftables); the event loop renews the
-lease (``renewal.py``) and hears of changes that somebody else makes (``watch.py``). ``render.py`` is the
-packet path.
+lease (``renewal.py``) and hears of changes that somebody else makes (``watch.py``). A second thread counts
+flows (``flows.py``): no change waits for that. ``render.py`` is the packet path.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from nlbfarm.backends.conntrack import obstacle
+from nlbfarm.backends.flows import FlowWatch
 from nlbfarm.backends.marks import MAX_LEASE_S, Marks
 from nlbfarm.backends.netlink import NETLINK_NETFILTER, SUBSYSTEM
 from nlbfarm.backends.render import close_script, table_name
 from nlbfarm.backends.renewal import Outcome, Renewal
 from nlbfarm.backends.table import Table, diagnose
 from nlbfarm.backends.watch import Change, TableWatch
-from nlbfarm.core.buckets import BucketStates
+from nlbfarm.core.buckets import Bitmap, BucketStates
 from nlbfarm.core.policy import FilterPolicy
 from nlbfarm.errors import HostError, UsageError
 from nlbfarm.interfaces import FilterBackend, FilterCounters, Usability
@@ -50,6 +52,7 @@ class NftablesBackend(FilterBackend):
         self._table: Table | None = None
         self._watch: TableWatch | None = None
         self._renewal: Renewal | None = None
+        self._flows: FlowWatch | None = None
         self._marks: Marks | None = None  # None: no table of ours may be leased now
         self._port_id: int | None = None
         self._building = False
@@ -75,12 +78,17 @@ class NftablesBackend(FilterBackend):
             self._table = await self._run(Table, policy)
             self._loop.add_reader(self._watch.fileno(), self._changed)
             await self._build()
+            self._flows = FlowWatch(policy)
         except BaseException:
             await self.close()
             raise
 
     async def apply(self, states: Mapping[str, BucketStates]) -> None:
-        await self._run(self._opened().apply, dict(states))
+        table, flows = self._opened(), self._flows
+        assert flows is not None
+        flows.opening(states)
+        await self._run(table.apply, dict(states))
+        flows.opened(states)
 
     def lease(self, seconds: float) -> bool:
         self._opened()
@@ -96,6 +104,11 @@ class NftablesBackend(FilterBackend):
     async def repair(self) -> None:
         self._opened()
         await self._build()
+
+    async def flows(self, buckets: Mapping[str, Bitmap]) -> Mapping[str, Mapping[int, int]]:
+        self._opened().require_groups(buckets)
+        assert self._flows is not None
+        return await self._flows.count(buckets)
 
     async def counters(self) -> FilterCounters:
         return await self._run(self._opened().counters)
@@ -113,6 +126,9 @@ class NftablesBackend(FilterBackend):
         if self._renewal is not None:
             self._renewal.close()
             self._renewal = None
+        if self._flows is not None:
+            self._flows.close()
+            self._flows = None
         table, self._table = self._table, None
         try:
             if table is not None:
@@ -232,7 +248,12 @@ def _probe() -> Usability:
         problem = str(error)
     finally:
         nft.close()
-    return Usability(not problem, _plain(problem) or f"nftables in the kernel, through {LIBRARY}")
+    if problem:
+        return Usability(False, _plain(problem))
+    detail = f"nftables in the kernel, through {LIBRARY}"
+    if unseen := obstacle():
+        detail += f"; a drain always lasts for drain_timeout here, because {unseen}"
+    return Usability(True, detail)
 
 
 def _plain(problem: HostError | str) -> str:

@@ -1,4 +1,4 @@
-"""Our table in the kernel: made, changed, compared and removed. Every method blocks: for a worker thread."""
+"""Our table in the kernel: made, changed, compared and removed. Its methods block: for a worker thread."""
 
 from __future__ import annotations
 
@@ -135,11 +135,19 @@ class Table:
             HostError: It was refused; the earlier states still hold.
             UsageError: A group that the policy does not have.
         """
-        strange = states.keys() - {group.name for group in self._policy.groups}
-        if strange:
-            raise UsageError(f"no group of this policy: {', '.join(sorted(strange))}")
+        self.require_groups(states)
         self._netlink.change(self._name, changes(self._policy, self._states, states))
         self._states = dict(states)
+
+    def require_groups(self, named: Mapping[str, object]) -> None:
+        """Make sure that the policy has these groups; does not block.
+
+        Raises:
+            UsageError: It does not have one of them.
+        """
+        strange = named.keys() - {group.name for group in self._policy.groups}
+        if strange:
+            raise UsageError(f"no group of this policy: {', '.join(sorted(strange))}")
 
     def difference(self) -> str:
         """Say in what way the kernel's table is not as we left it; empty if it is."""

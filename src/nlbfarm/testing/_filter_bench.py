@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Protocol as TypingProtocol
 
+from nlbfarm.core.buckets import ALL, Bitmap, BucketStates
 from nlbfarm.core.decision import ICMP, ICMPV6, IcmpKind, PacketFacts, decide
 from nlbfarm.core.policy import Affinity, FilterPolicy, Group, IPAddress, Mode, Protocol, Rule, Vip
 from nlbfarm.errors import UsageError
@@ -14,6 +15,10 @@ from nlbfarm.interfaces import FilterBackend
 
 FARM = "conformance"
 """Name of the farm in the policy that the check opens backends with."""
+
+
+ALL_OWN: Mapping[str, BucketStates] = {name: BucketStates(own=ALL) for name in ("web", "api", "shut")}
+"""Every bucket of every group of the policy is ``OWN``."""
 
 
 class PacketProbe(TypingProtocol):
@@ -31,6 +36,12 @@ class PacketProbe(TypingProtocol):
         Args:
             facts: The packet to make. ``established_here`` and ``malformed`` are never set: the filter has to
                 know its flows by itself.
+        """
+
+    async def reset(self, facts: PacketFacts) -> None:
+        """Let the client give up (RST) the connection that ``facts`` opened, if the filter lets that through.
+
+        Where the filter sees only what it is told, tell it.
         """
 
     async def wait(self, seconds: float) -> None:
@@ -140,6 +151,37 @@ class Bench:
         if bucket is None:
             raise UsageError(f"no bucket for {facts}")
         return bucket
+
+    async def flows(self, buckets: Mapping[str, Bitmap]) -> dict[str, dict[int, int]]:
+        """Ask in which buckets flows are left; groups without one are left out of the answer."""
+        counts = await self.backend.flows(buckets)
+        for group, bitmap in buckets.items():
+            strange = [bucket for bucket in counts.get(group, {}) if not bitmap >> bucket & 1]
+            self.require(not strange, f"flows of buckets {strange} of {group}, which nobody asked about")
+        return {group: dict(found) for group, found in counts.items() if found}
+
+    async def lone(self, group: str, *beside: PacketFacts) -> PacketFacts:
+        """The first packet of a new connection in a bucket without flows, ``beside`` included."""
+        # A kernel may still know the flows of the check before.
+        known = {*(await self.flows({group: ALL})).get(group, {}), *map(self.bucket, beside)}
+        return self._search(group, lambda bucket: bucket not in known)
+
+    def beside(self, group: str, facts: PacketFacts) -> PacketFacts:
+        """The first packet of a new connection in the bucket of ``facts``."""
+        return self._search(group, lambda bucket: bucket == self.bucket(facts))
+
+    def _search(self, group: str, fits: Callable[[int], bool]) -> PacketFacts:
+        port = {"web": 80, "api": 443}[group]
+        for attempt in range(5_000):
+            facts = self.new(port, attempt % 254 + 1)
+            if fits(self.bucket(facts)):
+                return facts
+        raise UsageError(f"no client found for a bucket of group {group}")
+
+    async def reset(self, facts: PacketFacts) -> None:
+        """Let a connection end, under a fresh lease."""
+        self.lease(1.0)
+        await self.probe.reset(facts)
 
 
 def later(facts: PacketFacts) -> PacketFacts:

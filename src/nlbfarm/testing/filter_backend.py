@@ -11,7 +11,7 @@ The check tries the contract, not every packet: compare the verdicts of many ran
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
@@ -21,7 +21,12 @@ from nlbfarm.core.buckets import ALL, BucketStates
 from nlbfarm.core.decision import IcmpKind, decide
 from nlbfarm.core.policy import IPAddress
 from nlbfarm.interfaces import FilterBackend, FilterCounters
-from nlbfarm.testing._filter_bench import FARM, Bench, PacketProbe, later
+from nlbfarm.testing._filter_bench import ALL_OWN, FARM, Bench, PacketProbe, later
+from nlbfarm.testing._filter_flows import (
+    flows_of_an_earlier_process,
+    flows_of_buckets_that_open_again,
+    flows_that_are_left,
+)
 
 __all__ = ["FARM", "PacketProbe", "check_filter_backend_contract"]
 
@@ -40,6 +45,7 @@ async def check_filter_backend_contract(
     interface: str = "eth0",
     damage: Callable[[FilterBackend], Awaitable[None]] | None = None,
     tolerance: float = 0.0,
+    survives: bool = True,
 ) -> None:
     """Check that a backend keeps the contract of ``FilterBackend``.
 
@@ -51,6 +57,8 @@ async def check_filter_backend_contract(
         damage: Removes the filter as a stranger would (``nft flush ruleset``). Without it the reporting and
             repair of damage is not checked.
         tolerance: Seconds by which a lease may be seen to end late, for a kernel that counts in ticks.
+        survives: Whether the filter's flows outlive ``close`` on this host. Those of a filter that remembers
+            them in its own process do not.
 
     Raises:
         AssertionError: The contract is broken; the message names the check and what was seen.
@@ -71,7 +79,11 @@ async def check_filter_backend_contract(
         _calls_in_the_wrong_state,
         _close_in_any_state,
         _counters,
+        flows_that_are_left,
+        flows_of_buckets_that_open_again,
     ]
+    if survives:
+        checks.append(flows_of_an_earlier_process)
     # Ports count on through all the checks: a kernel may still know the flows of the check before.
     ports = count(20_001)
     for check in checks:
@@ -97,9 +109,6 @@ def _title(check: Callable[..., object]) -> str:
     return check.__name__.replace("_", " ").strip()
 
 
-_ALL_OWN: Mapping[str, BucketStates] = {name: BucketStates(own=ALL) for name in ("web", "api", "shut")}
-
-
 async def _probe_is_usable(bench: Bench) -> None:
     usability = await bench.backend.probe()
     bench.require(usability.usable, f"probe says that it cannot work here: {usability.detail}")
@@ -115,7 +124,7 @@ async def _closed_when_opened(bench: Bench) -> None:
 
 async def _nothing_before_the_first_lease(bench: Bench) -> None:
     await bench.open()
-    await bench.backend.apply(_ALL_OWN)
+    await bench.backend.apply(ALL_OWN)
     for packet in (
         bench.new(),
         bench.datagram(),
@@ -144,7 +153,7 @@ async def _accepts_what_it_owns(bench: Bench) -> None:
 
 async def _lease_ends_by_itself(bench: Bench) -> None:
     await bench.open()
-    await bench.backend.apply(_ALL_OWN)
+    await bench.backend.apply(ALL_OWN)
     flow = bench.new()
     await bench.accepts(flow, "its bucket is OWN")
     bench.lease(0.2)
@@ -152,14 +161,14 @@ async def _lease_ends_by_itself(bench: Bench) -> None:
     for packet in (bench.new(), flow, later(flow), bench.datagram(), bench.icmp(IcmpKind.ECHO_REQUEST)):
         await bench.drops(packet, "the lease has run out", lease=False)
     await bench.drops(bench.icmp(IcmpKind.ERROR), "the lease has run out", lease=False)
-    await bench.backend.apply(_ALL_OWN)
+    await bench.backend.apply(ALL_OWN)
     await bench.drops(later(flow), "apply is no lease", lease=False)
     await bench.accepts(later(flow), "a new lease was given")
 
 
 async def _lease_is_replaced(bench: Bench) -> None:
     await bench.open()
-    await bench.backend.apply(_ALL_OWN)
+    await bench.backend.apply(ALL_OWN)
     bench.lease(1.0)
     bench.lease(0.2)
     await bench.probe.wait(0.2 + bench.tolerance)
@@ -227,7 +236,7 @@ async def _moves_without_syn(bench: Bench) -> None:
 
 async def _apply_replaces_everything(bench: Bench) -> None:
     await bench.open()
-    await bench.backend.apply(_ALL_OWN)
+    await bench.backend.apply(ALL_OWN)
     await bench.accepts(bench.new(), "its bucket is OWN")
     await bench.accepts(bench.new(443), "its bucket is OWN")
     await bench.backend.apply({"api": BucketStates(own=ALL)})
@@ -243,7 +252,7 @@ async def _apply_replaces_everything(bench: Bench) -> None:
 
 async def _packets_outside_every_bucket(bench: Bench) -> None:
     await bench.open()
-    await bench.backend.apply(_ALL_OWN)
+    await bench.backend.apply(ALL_OWN)
     await bench.drops(bench.new(8080), "no rule covers port 8080")
     await bench.drops(bench.new(53), "the rule for port 53 is for UDP")
     await bench.drops(bench.new(99), "its group is blocked")
@@ -257,8 +266,9 @@ async def _bad_calls_change_nothing(bench: Bench) -> None:
     flow = bench.new()
     await backend.apply({"web": BucketStates(own=1 << bench.bucket(flow))})
     await bench.raises(bench.open, "open of an open filter")
-    everything = {**_ALL_OWN, "nobody": BucketStates(own=ALL)}
+    everything = {**ALL_OWN, "nobody": BucketStates(own=ALL)}
     await bench.raises(partial(backend.apply, everything), "apply with a group that the policy lacks")
+    await bench.raises(partial(backend.flows, {"nobody": ALL}), "flows of a group that the policy lacks")
     await bench.accepts(flow, "the refused calls changed nothing")
     await bench.drops(bench.new(443), "the refused apply changed nothing")
     bench.lease(0.3)
@@ -275,6 +285,7 @@ async def _calls_in_the_wrong_state(bench: Bench) -> None:
         "lease": partial(backend.lease, 0.1),
         "repair": backend.repair,
         "counters": backend.counters,
+        "flows": partial(backend.flows, {}),
     }
     for name, call in calls.items():
         await bench.raises(call, f"{name} before open")
