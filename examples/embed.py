@@ -61,8 +61,8 @@ def node(number: int, backend: MemoryBackend, directory: Path) -> Runtime:
 
 
 def buckets_of(runtime: Runtime) -> int:
-    """Return how many buckets the node's filter accepts."""
-    return runtime.node.applied[0].bit_count() if runtime.node is not None else 0
+    """Return how many buckets the node holds."""
+    return runtime.node.holding[0].bit_count() if runtime.node is not None else 0
 
 
 async def until_shares_are(runtimes: list[Runtime], shares: list[int]) -> None:

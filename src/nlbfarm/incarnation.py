@@ -6,26 +6,17 @@ before it is used: a clock that was set back does not bring an old life back.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 from pathlib import Path
 
 import structlog
 
 from nlbfarm.errors import HostError
+from nlbfarm.lasting import write_lasting
 
 __all__ = ["next_incarnation", "save_incarnation"]
 
 LARGEST = 1 << 63
 """Far above any clock, and with room below the 64 bits of the wire."""
-
-_ADVICE = {
-    errno.ENOSPC: "make room on that file system, or name another --state-dir",
-    errno.EROFS: "that file system is read-only: name another --state-dir",
-    errno.EACCES: "give this user the right, or name another --state-dir",
-    errno.EPERM: "give this user the right, or name another --state-dir",
-}
 
 _log = structlog.get_logger("nlbfarm.node")
 
@@ -68,16 +59,4 @@ def save_incarnation(path: Path, incarnation: int) -> None:
     Raises:
         HostError: It cannot be written.
     """
-    draft = path.with_suffix(".new")
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with draft.open("w", encoding="ascii") as file:
-            file.write(f"{incarnation}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
-        advice = _ADVICE.get(error.errno or 0, "name another --state-dir")
-        raise HostError(f"{path}: cannot be written ({error.strerror}); {advice}") from error
+    write_lasting(path, f"{incarnation}\n")

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-__all__ = ["LogOutput", "configure"]
+__all__ = ["LogOutput", "configure", "set_level"]
 
 _WAITING_LINES = 10_000
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -125,6 +125,12 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
     root.addHandler(_FromLogging())
     root.setLevel(max(_LEVELS[level], logging.WARNING))
     return output
+
+
+def set_level(level: str) -> None:
+    """Log events of this level and above from now on: ``debug``, ``info``, ``warning`` or ``error``."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]))
+    logging.getLogger().setLevel(max(_LEVELS[level], logging.WARNING))
 
 
 def _event_first(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:

@@ -55,7 +55,11 @@ class Parts:
         settings, policy, codec: What the core, the filter and the wire are told.
         backend, vips, heartbeat: The implementations.
         peers: Addresses of the peers, by id, one for each heartbeat network.
+        former_digest: The configuration's digest in heartbeats of wire version 1; empty: the same.
+        peer_powers: What the configuration says of their powers, by id and group; for ``status`` only.
         incarnation_file: Where the incarnation is kept.
+        admin_file: Where what the administrator wants is kept; ``None``: nowhere, every start begins anew.
+        starts_file: Where failures are counted; ``None``: nowhere, a node that keeps failing never waits.
         checks: The checkers.
         backend_detail: Why this backend was chosen.
         delivery: How packets for the VIPs reach the nodes, for ``status``.
@@ -70,6 +74,10 @@ class Parts:
     heartbeat: Heartbeat
     peers: Mapping[int, Sequence[IPAddress]]
     incarnation_file: Path
+    former_digest: bytes = b""
+    peer_powers: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    admin_file: Path | None = None
+    starts_file: Path | None = None
     checks: Sequence[Check] = ()
     backend_detail: str = ""
     delivery: str = "multicast"

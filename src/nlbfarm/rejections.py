@@ -47,10 +47,15 @@ class Rejections:
     """
 
     def __init__(self, peers: Mapping[int, Sequence[IPAddress]], names: Mapping[int, str]) -> None:
-        self._names = {str(address): names[node] for node, known in peers.items() for address in known}
+        self._names: Mapping[str, str] = {}
+        self.configure(peers, names)
         self._causes: dict[tuple[str, str], _Cause] = {}
         self.counts: dict[str, int] = {}
         """Refused datagrams by kind of error."""
+
+    def configure(self, peers: Mapping[int, Sequence[IPAddress]], names: Mapping[int, str]) -> None:
+        """Go by other peers from now on; arguments as for the class."""
+        self._names = {str(address): names[node] for node, known in peers.items() for address in known}
 
     def add(self, error: PeerError, source: str, now: float) -> str | None:
         """Count one; return a sentence if it is time to log it.

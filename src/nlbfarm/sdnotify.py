@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 __all__ = ["Notifier"]
@@ -33,7 +34,7 @@ class Notifier:
         """Seconds between two calls of ``alive``: half of what systemd allows; ``None``: not wanted."""
 
     def ready(self, status: str = "") -> None:
-        """Say that the node has started, once."""
+        """Say that the node has started, or has done what ``reloading`` announced."""
         self._send("READY=1", status)
 
     def status(self, status: str) -> None:
@@ -43,6 +44,15 @@ class Notifier:
     def alive(self) -> None:
         """Say that the node's loop still turns."""
         self._send("WATCHDOG=1", "")
+
+    def reloading(self) -> None:
+        """Say that the node loads its configuration, or replaces its process; ``ready`` ends that."""
+        micros = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={micros}", "")
+
+    def extend(self, seconds: float) -> None:
+        """Ask for so much more time, from now on, for what is under way (start, reload or end)."""
+        self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}", "")
 
     def stopping(self, status: str = "") -> None:
         """Say that the node is leaving."""

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from nlbfarm import __version__
-from nlbfarm.core.buckets import BUCKETS, NOBODY
+from nlbfarm.core.buckets import BUCKETS, NOBODY, Bitmap, BucketState
 from nlbfarm.core.hearing import Peer
 from nlbfarm.core.policy import IPAddress
 from nlbfarm.core.wire import Heartbeat, NodeState
@@ -21,24 +21,23 @@ if TYPE_CHECKING:
 
 __all__ = ["status"]
 
-LETTERS = {True: "O", False: "."}
+LETTERS = {BucketState.OWN: "O", BucketState.ADOPT: "A", BucketState.DRAIN: "D", BucketState.FOREIGN: "."}
 
 
 async def status(runtime: Runtime) -> dict[str, Any]:
     """Return the state of the node, of its farm as it sees it, and of this host."""
-    parts, node = runtime.parts, runtime.node
-    if node is None:
-        raise NlbfarmError("the node is still starting: try again in a moment")
+    parts, node = runtime.parts, runtime.running()
     now = parts.clock.monotonic()
-    settings = parts.settings
-    warnings = runtime.rejections.warnings(now)
+    settings, administration = parts.settings, runtime.administration
+    warnings = [*administration.warnings, *runtime.rejections.warnings(now)]
     try:
         counters = await parts.backend.counters()
     except NlbfarmError as error:
         counters = FilterCounters()
         warnings.append(f"the filter's counters cannot be read: {error}")
-    membership = node.membership
-    plan = membership.plan
+    plan = node.membership.plan
+    nodes = [_node(runtime, node, number, now) for number in sorted(node.settings.nodes)]
+    warnings += _differences(runtime, nodes, now)
     heartbeats = parts.heartbeat.stats()
     return {
         "farm": parts.policy.farm,
@@ -48,6 +47,14 @@ async def status(runtime: Runtime) -> dict[str, Any]:
         "uptime_s": round(now - runtime.started_at, 3),
         "state": node.state.name,
         "reason": node.reason,
+        "admin": administration.wanted.value,
+        "damping": (
+            {"failures": administration.failures, "remaining_s": round(administration.waits_s, 1)}
+            if administration.waits_s > 0
+            else None
+        ),
+        "drain_timeout_s": settings.drain_timeout,
+        "connections_left": sum(_left(node, group) for group in settings.groups),
         "incarnation": node.incarnation,
         "epoch": list(plan.view.epoch) if plan is not None else None,
         "inside": plan is not None,
@@ -55,13 +62,13 @@ async def status(runtime: Runtime) -> dict[str, Any]:
         "lease_ms": round(max(0.0, node.lease_until - now) * 1e3, 1),
         "backend": {"name": parts.backend.name, "detail": parts.backend_detail},
         "delivery": parts.delivery,
-        "nodes": [_node(runtime, node, number, now) for number in sorted(settings.nodes)],
+        "nodes": nodes,
         "groups": _groups(runtime, node),
         "vips": [
             {
                 "address": str(vip.address),
                 "interface": vip.interface,
-                "present": bool(runtime.present.get(vip.address)),
+                "present": bool(runtime.vips.present.get(vip.address)),
             }
             for vip in parts.policy.vips
         ],
@@ -69,9 +76,9 @@ async def status(runtime: Runtime) -> dict[str, Any]:
             {
                 "name": check.name,
                 "type": check.kind,
-                "ok": runtime.checks[check.name].ok,
-                "detail": runtime.checks[check.name].detail,
-                "since_s": round(now - runtime.checks[check.name].since, 3),
+                "ok": runtime.checking.states[check.name].ok,
+                "detail": runtime.checking.states[check.name].detail,
+                "since_s": round(now - runtime.checking.states[check.name].since, 3),
             }
             for check in parts.checks
         ],
@@ -89,7 +96,7 @@ async def status(runtime: Runtime) -> dict[str, Any]:
 
 
 def _node(runtime: Runtime, node: Node, number: int, now: float) -> dict[str, Any]:
-    settings = runtime.parts.settings
+    settings, groups = node.settings, node.settings.groups
     plan = node.membership.plan
     members = {member.node for member in plan.view.members} if plan is not None else set()
     row: dict[str, Any] = {
@@ -109,9 +116,15 @@ def _node(runtime: Runtime, node: Node, number: int, now: float) -> dict[str, An
             "last_heard_ms": 0.0,
             "acknowledged_ms": 0.0,
             "problem": "",
+            "power": dict(zip(groups, node.powers, strict=True)),
+            "configured_power": dict(zip(groups, runtime.parts.settings.powers, strict=True)),
+            "holding": _counts(groups, node.holding),
+            "draining": _counts(groups, node.draining),
+            "wire_version": runtime.parts.codec.newest,
         }
     peer = node.hearing.peers.get(number)
     addresses = runtime.parts.peers.get(number, ())
+    configured = runtime.parts.peer_powers.get(number)
     row["networks"] = _networks(peer, addresses, settings.detection, now)
     if peer is None:
         return row | {
@@ -123,6 +136,11 @@ def _node(runtime: Runtime, node: Node, number: int, now: float) -> dict[str, An
             "last_heard_ms": None,
             "acknowledged_ms": None,
             "problem": "",
+            "power": None,
+            "configured_power": configured,
+            "holding": {},
+            "draining": {},
+            "wire_version": None,
         }
     word = peer.heartbeat
     heard = now < node.hearing.lost_at(peer)
@@ -131,6 +149,9 @@ def _node(runtime: Runtime, node: Node, number: int, now: float) -> dict[str, An
         problem = "hash secret differs"
     elif word.config_digest != settings.config_digest:
         problem = "configuration differs"
+    elif number in node.retired:
+        problem = "no longer in this node's configuration"
+    agrees = len(word.powers) == len(groups)
     return row | {
         "heard": heard,
         "state": word.state.name if heard else "STOP",
@@ -140,7 +161,48 @@ def _node(runtime: Runtime, node: Node, number: int, now: float) -> dict[str, An
         "last_heard_ms": _ms(now, peer.last_heard),
         "acknowledged_ms": _ms(now, peer.acked_at),
         "problem": problem,
+        "power": dict(zip(groups, word.powers, strict=True)) if agrees else None,
+        "configured_power": configured,
+        "holding": _counts(groups, word.holding) if heard and agrees else {},
+        "draining": _counts(groups, word.draining) if heard and agrees else {},
+        "wire_version": runtime.versions.of(number),
     }
+
+
+def _counts(groups: Sequence[str], bitmaps: Sequence[Bitmap]) -> dict[str, int]:
+    """Return how many buckets each group has in ``bitmaps``; groups without one are left out."""
+    return {group: bitmap.bit_count() for group, bitmap in zip(groups, bitmaps, strict=True) if bitmap}
+
+
+def _left(node: Node, group: str) -> int:
+    return sum(node.flows_left.get(group, {}).values())
+
+
+_DIFFERENCES = {
+    "hash secret differs": "has another hash secret: copy the key file of one node to all nodes",
+    "configuration differs": (
+        "is configured otherwise: compare the configuration files of both (nlbfarm-node check --json has "
+        "the digest); until they agree the two do not serve together"
+    ),
+}
+
+
+def _differences(runtime: Runtime, nodes: Sequence[Mapping[str, Any]], now: float) -> list[str]:
+    """Say what keeps the nodes from working together as they could."""
+    behind = runtime.versions.behind(now)
+    found = []
+    for row in nodes:
+        if not row["heard"]:
+            continue
+        if row["problem"] in _DIFFERENCES:
+            found.append(f"{row['name']} {_DIFFERENCES[row['problem']]}")
+        if row["id"] in behind:
+            versions = f"wire version {behind[row['id']]}, this node {runtime.parts.codec.newest}"
+            found.append(
+                f"{row['name']} speaks {versions}: until it is upgraded, connections are not kept when "
+                "clients move, and it takes no commands from other nodes"
+            )
+    return found
 
 
 def _silence(word: Heartbeat) -> str:
@@ -169,7 +231,7 @@ def _groups(runtime: Runtime, node: Node) -> list[dict[str, Any]]:
     rows = []
     for index, group in enumerate(runtime.parts.policy.groups):
         placement = plan.placements[index] if plan is not None else (NOBODY,) * BUCKETS
-        own = node.applied[index]
+        applied = node.applied[index]
         counts: Mapping[int, int] = {
             owner: placement.count(owner) for owner in sorted(set(placement)) if owner != NOBODY
         }
@@ -178,11 +240,12 @@ def _groups(runtime: Runtime, node: Node) -> list[dict[str, Any]]:
                 "name": group.name,
                 "mode": group.mode.value,
                 "buckets": {str(owner): count for owner, count in counts.items()},
-                "own": own.bit_count(),
-                "adopt": 0,
-                "drain": 0,
+                "own": applied.own.bit_count(),
+                "adopt": applied.adopt.bit_count(),
+                "drain": applied.drain.bit_count(),
+                "connections_left": _left(node, group.name),
                 "placement": list(placement),
-                "states": "".join(LETTERS[bool(own >> bucket & 1)] for bucket in range(BUCKETS)),
+                "states": "".join(LETTERS[applied.state(bucket)] for bucket in range(BUCKETS)),
             }
         )
     return rows

@@ -72,7 +72,7 @@ def test_what_a_verb_returns_is_the_exit_code() -> None:
 
 
 def test_every_exit_code_is_documented() -> None:
-    listed = re.findall(r"^\| (\d) \| ", PAGE, re.MULTILINE)
+    listed = re.findall(r"^\| (\d+) \| ", PAGE, re.MULTILINE)
     assert [int(code) for code in listed] == [code.value for code in Exit]
 
 

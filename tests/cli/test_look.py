@@ -34,6 +34,11 @@ def peer(number: int, **changes: Any) -> dict[str, Any]:
         "last_heard_ms": 42.0,
         "acknowledged_ms": 61.0,
         "problem": "",
+        "power": {"web": 1},
+        "configured_power": {"web": 1},
+        "holding": {"web": 100},
+        "draining": {},
+        "wire_version": 2,
         "networks": [
             {"index": 0, "address": f"192.0.2.1{number}", "alive": True, "last_heard_ms": 42.0},
             {"index": 1, "address": f"198.51.100.1{number}", "alive": False, "last_heard_ms": None},
@@ -50,6 +55,10 @@ STATUS: dict[str, Any] = {
     "uptime_s": 93784.2,
     "state": "UP",
     "reason": "",
+    "admin": "run",
+    "damping": None,
+    "drain_timeout_s": 60.0,
+    "connections_left": 0,
     "incarnation": 17,
     "epoch": [12, 1],
     "inside": True,
@@ -70,6 +79,7 @@ STATUS: dict[str, Any] = {
             "own": 100,
             "adopt": 0,
             "drain": 0,
+            "connections_left": 0,
             "placement": PLACEMENT,
             "states": "O" * 100 + "." * 156,
         }
@@ -169,6 +179,32 @@ def test_status_of_a_node_that_waits() -> None:
     lines = tables.status(waiting).splitlines()
     assert lines[0] == "farm shop, node web1 (id 1): WAIT (page is down)"
     assert lines[1] == "  in no view; lease: run out, nothing is accepted"
+
+
+def test_status_of_a_node_that_gives_away() -> None:
+    group = STATUS["groups"][0] | {"drain": 60, "connections_left": 412}
+    told = STATUS | {
+        "state": "DRAINING",
+        "reason": "drained by the administrator",
+        "admin": "drain",
+        "connections_left": 412,
+        "groups": [group],
+        "nodes": [peer(1, self=True, power={"web": 3}), peer(2, draining={"web": 9}, power=None)],
+    }
+    lines = tables.status(told).splitlines()
+    assert lines[0] == "farm shop, node web1 (id 1): DRAINING (drained by the administrator)"
+    assert lines[2] == "  drained until it is started (nlbfarm-node start), also after a reboot"
+    assert lines[3] == "  gives away: 412 connections left in 60 buckets, for at most 60 s"
+    assert "  web1: power 3 in group web (configured: 1)" in lines
+    assert "  web2: drains 9 buckets" in lines
+
+
+def test_status_of_a_node_that_failed_often() -> None:
+    told = STATUS | {"state": "WAIT", "damping": {"failures": 4, "remaining_s": 9.6}}
+    assert (
+        "  waits 10 s more: failed 4 times in a row (nlbfarm-node start ends it)"
+        in tables.status(told).splitlines()
+    )
 
 
 def test_long_ago_is_told_in_seconds() -> None:

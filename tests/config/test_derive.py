@@ -10,7 +10,7 @@ import pytest
 from tests.config_support import KEYS, SHOP, changed, write
 
 from nlbfarm.config import config_digest, load, secret_digest
-from nlbfarm.config.derive import addresses, policy, settings, vip_specs
+from nlbfarm.config.derive import addresses, former_digest, policy, settings, vip_specs
 from nlbfarm.config.root import FarmConfig
 from nlbfarm.core.group_mac import group_mac
 from nlbfarm.core.hashing import group_seed
@@ -55,6 +55,7 @@ def test_settings(config: FarmConfig) -> None:
     assert (found.groups, found.powers) == (("api", "web"), (5, 3))
     assert found.modes == (Mode.FAILOVER, Mode.BALANCED)
     assert (found.interval, found.lost_after, found.lease) == (0.1, 5, 0.3)
+    assert (found.takeover_grace, found.restart_grace, found.drain_timeout) == (2.0, 15.0, 60.0)
     assert found.partition is Partition.SERVE
     assert found.config_digest == config_digest(config)
     assert found.secret_digest == secret_digest(KEYS)
@@ -101,6 +102,11 @@ def digest(directory: Path, text: str) -> bytes:
         + SHOP[SHOP.index("[[vips]]") :]
         + SHOP[SHOP.index("[[nodes]]\nid = 2") : SHOP.index("[[vips]]")]
         + SHOP[SHOP.index("[[nodes]]") : SHOP.index("[[nodes]]\nid = 2")],
+        changed(('name = "web2"', 'name = "web3"\npower = 7'), ('"192.0.2.12", "198', '"192.0.2.13", "198')),
+        changed(
+            ("[[vips]]", '[[nodes]]\nid = 3\nname = "w"\naddresses = ["192.0.2.1", "192.0.3.1"]\n\n[[vips]]')
+        ),
+        changed(("[[vips]]", '[handoff]\ndrain_timeout = "5m"\n\n[[vips]]')),
     ],
     ids=[
         "comments and spaces",
@@ -109,9 +115,14 @@ def digest(directory: Path, text: str) -> bytes:
         "local names",
         "defaults written out",
         "order of nodes",
+        "name, power and address of a node",
+        "one more node",
+        "patience",
     ],
 )
-def test_digest_does_not_depend_on_how_it_is_written(tmp_path: Path, text: str) -> None:
+def test_digest_does_not_depend_on_how_it_is_written_nor_on_what_changes_by_reload(
+    tmp_path: Path, text: str
+) -> None:
     assert digest(tmp_path / "a", text) == digest(tmp_path / "b", SHOP)
 
 
@@ -122,8 +133,8 @@ def test_digest_does_not_depend_on_how_it_is_written(tmp_path: Path, text: str) 
         ("lost_after = 5", "lost_after = 6"),
         ("[80, 443]", "[80]"),
         ('"client-port"', '"client"'),
-        ('name = "web2"', 'name = "web3"'),
-        ('"192.0.2.12", "198.51.100.12"', '"198.51.100.12", "192.0.2.12"'),
+        ('protocol = "tcp"', 'protocol = "tcp"\nmode = "failover"'),
+        ('name = "shop"', 'name = "shop"\npartition = "majority"'),
         ('name = "shop"', 'name = "shop2"'),
     ],
 )
@@ -132,7 +143,9 @@ def test_digest_depends_on_what_nodes_must_agree_on(tmp_path: Path, change: tupl
 
 
 def test_digest_is_the_same_in_every_version_of_python_and_on_every_platform(tmp_path: Path) -> None:
-    assert digest(tmp_path / "a", SHOP).hex() == "5b5196d33289c7b8"
+    assert digest(tmp_path / "a", SHOP).hex() == "51c10a0072f88165"
+    # What version 0.1 of the software said of the same file: nodes of both must agree in an upgrade.
+    assert former_digest(load(write(tmp_path / "a", SHOP))).hex() == "5b5196d33289c7b8"
     assert secret_digest(KEYS).hex() == "4cdbaceb0f8e9bba"
 
 

@@ -33,7 +33,7 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
     ),
     "unknown table": (
         (("[heartbeat]", "[hartbeat]"),),
-        ('hartbeat: unknown; did you mean "heartbeat"? (known: farm, heartbeat, filter, log,',),
+        ('hartbeat: unknown; did you mean "heartbeat"? (known: farm, heartbeat, handoff, filter,',),
     ),
     "table of a later version": (
         (("[[checkers]]", '[[services]]\nname = "apache"\n\n[[checkers]]'),),
@@ -231,6 +231,19 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
             ),
         ),
         ('rules[1].group: "web" is the own group of rule "web"; if they shall share one',),
+    ),
+    "handoff": (
+        (
+            (
+                "[[vips]]",
+                '[handoff]\ntakeover_grace = "1h"\ndrain_timeout = 60\nrestart_grace = "-1s"\n\n[[vips]]',
+            ),
+        ),
+        (
+            'handoff.takeover_grace: "1h" is out of range; write a time from "0s" to "10m"',
+            'handoff.drain_timeout: a time needs a unit, in quotes: write "60ms" or "60s"',
+            'handoff.restart_grace: "-1s" is not a time',
+        ),
     ),
     "one bracket": (
         (("[[vips]]", "[vips]"), ("[farm]", "[[farm]]")),

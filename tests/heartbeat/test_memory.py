@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from ipaddress import ip_address
 
 import pytest
 
@@ -22,7 +23,8 @@ async def test_conformance(networks: int) -> None:
         network = SimulatedNetwork(clock, networks=networks)
         return network.heartbeat(1), network.heartbeat(2)
 
-    await check_heartbeat(make_pair, clock=clock, networks=networks)
+    addresses = {node: [ip_address(f"192.0.2.{node}")] * networks for node in (1, 2)}
+    await check_heartbeat(make_pair, clock=clock, networks=networks, addresses=addresses)
 
 
 async def run(network: SimulatedNetwork, count: int) -> list[bytes]:

@@ -76,6 +76,9 @@ async def make(port: int) -> AsyncIterator[Callable[..., Coroutine[Any, Any, End
     gc.collect()  # a socket left open is a ResourceWarning, and that an error
 
 
+Make = Callable[..., Coroutine[Any, Any, End]]
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():
@@ -111,7 +114,7 @@ async def test_conformance(port: int) -> None:
             UdpHeartbeat(TWO, {1: ONE}, port=port, clock=CLOCK),
         )
 
-    await check_heartbeat(make_pair, clock=CLOCK, networks=2)
+    await check_heartbeat(make_pair, clock=CLOCK, networks=2, addresses={1: ONE, 2: TWO})
 
 
 def test_conformance_on_a_loop_without_readers(port: int) -> None:
@@ -122,8 +125,19 @@ def test_conformance_on_a_loop_without_readers(port: int) -> None:
         )
 
     with asyncio.Runner(loop_factory=LoopWithoutReaders) as runner:
-        runner.run(check_heartbeat(make_pair, clock=CLOCK, networks=2))
+        runner.run(check_heartbeat(make_pair, clock=CLOCK, networks=2, addresses={1: ONE, 2: TWO}))
     assert not [thread for thread in threading.enumerate() if thread.name == "nlbfarm-heartbeat"]
+
+
+async def test_a_peer_with_a_new_address_is_reached_there(make: Make) -> None:
+    moved = addresses("127.0.0.13", "127.0.1.13")
+    one, three = await make(ONE, {2: TWO}), await make(moved, {1: ONE})
+    with pytest.raises(UsageError, match="node 2"):
+        one.heartbeat.set_peers({2: moved[:1]})
+    one.heartbeat.set_peers({2: moved})
+    one.heartbeat.send(b"there", [2])
+    three.heartbeat.send(b"here", [1])
+    await until(lambda: len(one.received) == len(three.received) == 2)
 
 
 async def test_ipv6_beside_ipv4(make: Callable[..., Coroutine[Any, Any, End]]) -> None:

@@ -4,6 +4,7 @@
 - ``running``    ``run``: the node itself
 - ``checking``   ``check``, ``keygen``, ``backends``: before a node runs
 - ``look``       ``status``, ``buckets``, ``explain``: ask a running node; ``tables``: how it is shown
+- ``commanding`` ``start``, ``stop``, ``drain``, ``restart``, ``power``, ``reload``; ``waiting``: until done
 - ``leftovers``  ``cleanup``: after a node was killed
 - ``demo``       the demo's story; needs the extra ``lab``
 """
@@ -17,6 +18,7 @@ from typing import NoReturn
 import click
 
 from nlbfarm.cli.checking import backends, check, keygen
+from nlbfarm.cli.commanding import drain, power, reload, restart, start, stop
 from nlbfarm.cli.common import Verbs
 from nlbfarm.cli.leftovers import cleanup
 from nlbfarm.cli.look import buckets, explain, status
@@ -33,11 +35,33 @@ def cli() -> None:
     """Run and watch a node of a farm: ordinary servers that share a virtual IP address."""
 
 
-for _verb in (run, check, keygen, status, buckets, explain, cleanup, backends):
+for _verb in (
+    run,
+    check,
+    keygen,
+    status,
+    buckets,
+    explain,
+    start,
+    stop,
+    drain,
+    restart,
+    power,
+    reload,
+    cleanup,
+    backends,
+):
     cli.add_command(_verb)
 
 
 @cli.command()
+@click.option(
+    "--scenario",
+    type=click.Choice(["tour", "crash", "rejoin", "drain", "power", "freeze", "partition", "oneway"]),
+    default="tour",
+    show_default=True,
+    help="What happens to the farm.",
+)
 @click.option(
     "--nodes",
     type=click.IntRange(2, MAX_NODES),
@@ -61,8 +85,8 @@ for _verb in (run, check, keygen, status, buckets, explain, cleanup, backends):
     help="Write what was measured to FILE; - is standard output.",
 )
 @click.option("--keep", is_flag=True, help="Leave the farm running and say how to look around.")
-def demo(nodes: int, server: str, backend: str, json_file: Path | None, keep: bool) -> int:
-    """Show a whole farm on this machine: it serves, loses a server, and takes it back."""
+def demo(scenario: str, nodes: int, server: str, backend: str, json_file: Path | None, keep: bool) -> int:
+    """Show a whole farm on this machine: it serves, loses a server, takes it back, and more."""
     try:
         from nlbfarm.cli.demo import run_demo
     except ModuleNotFoundError as error:
@@ -71,7 +95,7 @@ def demo(nodes: int, server: str, backend: str, json_file: Path | None, keep: bo
         raise HostError(
             f"the demo needs the package {error.name}; install the extra: pip install 'nlbfarm[lab]'"
         ) from None
-    code: int = run_demo(nodes, server, backend, json_file, keep)
+    code: int = run_demo(scenario, nodes, server, backend, json_file, keep)
     return code
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from nlbfarm.instance import AlreadyRunningError
 __all__ = [
     "Exit",
     "Verbs",
+    "asking",
     "config_option",
     "control_path",
     "echo_json",
@@ -45,6 +46,7 @@ class Exit(enum.IntEnum):
     HOST = 4
     NOT_RUNNING = 5
     ALREADY_RUNNING = 6
+    INTERRUPTED = 130
 
 
 _EXITS: tuple[tuple[type[NlbfarmError], Exit], ...] = (
@@ -172,6 +174,32 @@ def running_farms(runtime_dir: Path) -> list[str]:
         HostError: ``runtime_dir`` cannot be read.
     """
     return [name for name in _directories(runtime_dir) if _answers(control_path(runtime_dir, name))]
+
+
+def asking(
+    farm: str | None, config_file: Path | None, runtime_dir: Path, *, timeout: float = 5.0
+) -> Callable[[str, Mapping[str, Any]], Any]:
+    """Return what asks the node of the farm that is meant: a verb and its arguments in, the result out.
+
+    Arguments as for ``find_farm``; ``timeout`` is in seconds.
+
+    Raises:
+        NodeNotRunningError: No node is running here; also when asking.
+    """
+    name = find_farm(farm, config_file, runtime_dir)
+    if name is None:
+        raise NodeNotRunningError(f"no node is running here: no farm has a socket in {runtime_dir}")
+
+    def ask(verb: str, args: Mapping[str, Any]) -> Any:
+        try:
+            return call(control_path(runtime_dir, name), verb, args, timeout=timeout)
+        except NodeNotRunningError as error:
+            others = [other for other in running_farms(runtime_dir) if other != name]
+            if not others:
+                raise
+            raise NodeNotRunningError(f"{error}; running here: {', '.join(others)} (--farm NAME)") from None
+
+    return ask
 
 
 def _directories(runtime_dir: Path) -> list[str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from nlbfarm.errors import HostError, UsageError
 from nlbfarm.lab import Lab, LabError
-from nlbfarm.lab.story import MOST_OUTAGE_MS, Results, Story
+from nlbfarm.lab.story import Results, Story
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, Group, RenderResult
@@ -28,10 +28,11 @@ _ROW = 64  # buckets a line
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
 
 
-def run_demo(nodes: int, server: str, backend: str, json_file: Path | None, keep: bool) -> int:
+def run_demo(scenario: str, nodes: int, server: str, backend: str, json_file: Path | None, keep: bool) -> int:
     """Run the demo and print what was measured.
 
     Args:
+        scenario: Name of the story, of ``nlbfarm.lab.story.SCENARIOS``.
         nodes: How many nodes, 2 or more.
         server: ``"auto"``, ``"apache"``, ``"nginx"`` or ``"builtin"``.
         backend: Filter backend, ``"auto"`` or a name.
@@ -45,7 +46,7 @@ def run_demo(nodes: int, server: str, backend: str, json_file: Path | None, keep
     Raises:
         HostError: This host cannot make namespaces, or lacks something the demo needs; or ``json_file``
             cannot be written, found out before anything starts.
-        UsageError: No demo can be told with so few nodes.
+        UsageError: No demo can be told with so few nodes, or there is no such story.
     """
     try:
         from rich.console import Console
@@ -54,14 +55,16 @@ def run_demo(nodes: int, server: str, backend: str, json_file: Path | None, keep
             "the demo needs the package rich; install nlbfarm with the extra lab: nlbfarm[lab]"
         ) from None
     if nodes < 2:
-        raise UsageError(f"the demo kills a node and needs another one: --nodes 2 or more, not {nodes}")
+        raise UsageError(
+            f"the demo takes one node away and needs another one: --nodes 2 or more, not {nodes}"
+        )
     if json_file is not None:
         _check_writable(json_file)
     to_stdout = json_file is not None and str(json_file) == "-"
     console = Console(stderr=to_stdout, highlight=False)
     try:
         with _sigterm_interrupts():
-            results = _tell(console, nodes, server, backend, keep)
+            results = _tell(console, scenario, nodes, server, backend, keep)
     except KeyboardInterrupt:
         console.print("\nInterrupted. Nothing is left of the lab.")
         return _INTERRUPTED
@@ -105,7 +108,7 @@ def _unwritable(file: Path, error: OSError) -> HostError:
     return HostError(f"the results cannot be written to {file}: {error.strerror}")
 
 
-def _tell(console: Console, nodes: int, server: str, backend: str, keep: bool) -> Results:
+def _tell(console: Console, scenario: str, nodes: int, server: str, backend: str, keep: bool) -> Results:
     began = time.monotonic()
 
     def tell(sentence: str) -> None:
@@ -113,12 +116,12 @@ def _tell(console: Console, nodes: int, server: str, backend: str, keep: bool) -
 
     with Lab(nodes, server, backend) as lab:
         tell(f"{nodes} machines, a client and a switch, each in a namespace; server: {lab.server.detail}")
-        story = Story(lab, tell)
+        story = Story(lab, tell, scenario)
         with _live(console, story):
             story.run()
         if keep:
             console.print(_table(story.results, running=True))
-            _keep(console, lab)
+            _keep(console, story)
         story.finish()
     console.print(_table(story.results))
     return story.results
@@ -153,7 +156,7 @@ class _Picture:
 
         names = self._story.lab.names
         colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
-        latest, totals, seen = self._story.probing.latest()
+        latest, totals, seen = self._story.latest()
         if seen - self._before[0] >= 1:
             self._rates = Counter(
                 {
@@ -186,36 +189,21 @@ def _table(results: Results, *, running: bool = False) -> Table:
     table = Table(title="What was measured", title_justify="left", show_header=False)
     table.add_column(style="dim")
     table.add_column()
+    table.add_row("scenario", results.scenario)
     table.add_row("nodes, server", f"{results.nodes}, {results.server}")
     table.add_row("filter, delivery", f"{results.backend}, {results.delivery}")
-    table.add_row("new connections", f"{results.probes_per_second:.0f} a second")
-    for name, share in results.share.items():
-        table.add_row(f"share of {name}", f"{share.buckets} buckets, {share.requests} requests")
-    if crash := results.crash:
-        outage = crash.outage_ms
-        table.add_row(f"power of {crash.node} cut", f"noticed after {crash.detect_ms:.0f} ms")
-        table.add_row(
-            "its buckets answered again",
-            " ".join(f"{name} {value:.0f}" for name, value in outage.items())
-            + f" ms (goal: max below {MOST_OUTAGE_MS:.0f})",
-        )
-        table.add_row("requests failed meanwhile", str(crash.requests_failed))
-        table.add_row(
-            "buckets unserved, served twice, after it",
-            f"{crash.buckets_unserved_after}, {crash.buckets_double_served}",
-        )
-    if rejoin := results.rejoin:
-        table.add_row("back again", f"{rejoin.seconds:.1f} s, {rejoin.moved_buckets} buckets moved")
-        table.add_row("requests failed meanwhile", str(rejoin.requests_failed))
+    for measurement in results.measurements:
+        for what, how_much in measurement.rows():
+            table.add_row(what, how_much)
     if not running:
         left = f"{len(results.leftovers)} things" if results.leftovers else "nothing"
         table.add_row("left behind on this host", left)
     return table
 
 
-def _keep(console: Console, lab: Lab) -> None:
+def _keep(console: Console, story: Story) -> None:
     console.print("\nThe farm keeps running. To look around, from another terminal:\n")
-    for line in lab.look_around():
+    for line in story.look_around():
         console.print(f"  {line}", soft_wrap=True, markup=False)
     console.print("\nCtrl-C ends it.")
     with contextlib.suppress(KeyboardInterrupt):

@@ -7,17 +7,8 @@ from typing import Any
 
 import click
 
-from nlbfarm.api.control import NodeNotRunningError, call
 from nlbfarm.cli import tables
-from nlbfarm.cli.common import (
-    Exit,
-    control_path,
-    echo_json,
-    farm_options,
-    find_farm,
-    json_option,
-    running_farms,
-)
+from nlbfarm.cli.common import Exit, asking, echo_json, farm_options, json_option
 from nlbfarm.errors import UsageError
 from nlbfarm.explain import parse_question
 
@@ -31,16 +22,7 @@ def _ask(
     verb: str,
     args: dict[str, Any] | None = None,
 ) -> Any:
-    name = find_farm(farm, config_file, runtime_dir)
-    if name is None:
-        raise NodeNotRunningError(f"no node is running here: no farm has a socket in {runtime_dir}")
-    try:
-        return call(control_path(runtime_dir, name), verb, args)
-    except NodeNotRunningError as error:
-        others = [other for other in running_farms(runtime_dir) if other != name]
-        if not others:
-            raise
-        raise NodeNotRunningError(f"{error}; running here: {', '.join(others)} (--farm NAME)") from None
+    return asking(farm, config_file, runtime_dir)(verb, args or {})
 
 
 @click.command()

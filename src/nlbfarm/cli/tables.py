@@ -33,6 +33,7 @@ def status(found: Mapping[str, Any]) -> str:
         lines.append(f"  in view {epoch[0]}, led by {leader}; lease: {_lease(found['lease_ms'])}")
     else:
         lines.append(f"  in no view; lease: {_lease(found['lease_ms'])}")
+    lines += _handover(found)
     backend = found["backend"]
     lines.append(
         f"  {found['delivery']} delivery, filter {backend['name']}"
@@ -79,11 +80,48 @@ def _nodes(found: Mapping[str, Any]) -> list[Sequence[object]]:
     return rows
 
 
+def _handover(found: Mapping[str, Any]) -> list[str]:
+    """Say what the administrator wants of the node, and what it still has of what it gives away."""
+    lines = []
+    if found["admin"] != "run":
+        word = "drained" if found["admin"] == "drain" else "stopped"
+        lines.append(f"  {word} until it is started (nlbfarm-node start), also after a reboot")
+    if found["damping"] is not None:
+        left, failures = found["damping"]["remaining_s"], found["damping"]["failures"]
+        lines.append(
+            f"  waits {left:.0f} s more: failed {failures} times in a row (nlbfarm-node start ends it)"
+        )
+    buckets = sum(group["drain"] for group in found["groups"])
+    if buckets:
+        lines.append(
+            f"  gives away: {found['connections_left']} connections left in {buckets} buckets, "
+            f"for at most {found['drain_timeout_s']:g} s"
+        )
+    return lines
+
+
 def _remarks(found: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for node in found["nodes"]:
+        texts = [] if node["self"] else [text for text in (node["reason"], node["problem"]) if text]
+        draining = sum(node["draining"].values())
+        if draining and not node["self"]:
+            texts.append(f"drains {draining} buckets")
+        texts += _powers(node)
+        if texts:
+            lines.append(f"  {node['name']}: {', '.join(texts)}")
+    return lines
+
+
+def _powers(node: Mapping[str, Any]) -> list[str]:
+    """Say which powers of a node are not those of the configuration."""
+    configured, announced = node["configured_power"], node["power"]
+    if configured is None or announced is None:
+        return []
     return [
-        f"  {node['name']}: {', '.join(texts)}"
-        for node in found["nodes"]
-        if not node["self"] and (texts := [text for text in (node["reason"], node["problem"]) if text])
+        f"power {power} in group {group} (configured: {configured[group]})"
+        for group, power in announced.items()
+        if group in configured and power != configured[group]
     ]
 
 

@@ -1,7 +1,7 @@
 """The configuration of a farm: one TOML file, the same on every node, and a key file.
 
 - ``types``       domain types: durations, ports, names, addresses
-- ``farm``, ``heartbeat``, ``filter``, ``nodes``, ``vips``, ``rules``, ``checkers``, ``log``,
+- ``farm``, ``heartbeat``, ``handoff``, ``filter``, ``nodes``, ``vips``, ``rules``, ``checkers``, ``log``,
   ``control``     one model for each table of the file
 - ``plugged``     names of plug-ins
 - ``root``        ``FarmConfig``: all tables, right in themselves and together

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nlbfarm.config.digest import config_digest, secret_digest
+from nlbfarm.config.digest import config_digest, former_digest, secret_digest
 from nlbfarm.config.keys import FarmKeys
 from nlbfarm.config.root import FarmConfig
 from nlbfarm.config.vips import Uncovered
@@ -15,8 +15,10 @@ from nlbfarm.interfaces import VipSpec
 __all__ = [
     "addresses",
     "config_digest",
+    "former_digest",
     "keyring",
     "names",
+    "peer_powers",
     "policy",
     "secret_digest",
     "settings",
@@ -70,8 +72,21 @@ def settings(config: FarmConfig, keys: FarmKeys, node_id: int) -> Settings:
         interval=heartbeat.interval.total_seconds(),
         lost_after=heartbeat.lost_after,
         lease=heartbeat.lease.total_seconds(),
+        takeover_grace=config.handoff.takeover_grace.total_seconds(),
+        restart_grace=config.handoff.restart_grace.total_seconds(),
+        drain_timeout=config.handoff.drain_timeout.total_seconds(),
         partition=config.farm.partition,
     )
+
+
+def peer_powers(config: FarmConfig, node_id: int) -> dict[int, dict[str, int]]:
+    """Return, by id and group, which powers the configuration gives to the peers of node ``node_id``."""
+    groups = config.group_names()
+    return {
+        node.id: {group: node.power_in(group) for group in groups}
+        for node in config.nodes
+        if node.id != node_id
+    }
 
 
 def names(config: FarmConfig) -> dict[int, str]:

@@ -10,7 +10,7 @@ from typing import Any
 from nlbfarm.config.keys import FarmKeys
 from nlbfarm.config.root import FarmConfig
 
-__all__ = ["canonical", "config_digest", "dump", "secret_digest"]
+__all__ = ["canonical", "config_digest", "dump", "former_digest", "secret_digest"]
 
 DIGEST_BYTES = 8
 """As many as a heartbeat carries; they show mistakes, not attacks: heartbeats are authenticated."""
@@ -26,23 +26,39 @@ def canonical(config: FarmConfig) -> dict[str, Any]:
 
     Left out is what a host may have for itself: ``[log]``, ``[control]``, ``[filter]``,
     ``[[checkers]]``, where the key file is, the name of a VIP's interface, and whether
-    real-time priority is wanted. Tables whose order has no meaning are sorted; the order of a
-    node's addresses has one, it says which network is which.
+    real-time priority is wanted. Tables whose order has no meaning are sorted.
+
+    Left out, too, is what changes by ``reload`` on one node after the other, in any order: nodes that
+    disagree on it for a while must go on to serve together.
+
+    - ``[[nodes]]``: a bucket is given to members of a view only, and a node joins a view only when every
+      member of it hears the node: one that a member does not know yet waits, and nothing else happens. One
+      that a member no longer knows is not heard by it, and is left out. Names are for messages; powers are
+      what each node announces of itself, not what others have in their files. With ``partition =
+      "majority"`` the majorities of two configurations that differ by one node always share a node; so a
+      reload adds or removes one at a time (``nlbfarm.config.changes``).
+    - ``[handoff]``: how patient each node is decides how connections end, never who accepts new ones.
     """
+    data = _with_nodes(config)
+    del data["nodes"]
+    return data
+
+
+def _with_nodes(config: FarmConfig) -> dict[str, Any]:
     data = dump(config)
-    for local in ("log", "control", "filter", "checkers"):
-        data.pop(local, None)
+    for own in ("log", "control", "filter", "checkers", "handoff"):
+        data.pop(own, None)
     del data["farm"]["key_file"]
     del data["heartbeat"]["realtime"]
-    for node in data["nodes"]:
-        powers, power = node.pop("powers"), node.pop("power")
-        node["powers"] = {group: powers.get(group, power) for group in config.group_names()}
     for vip, model in zip(data["vips"], config.vips, strict=True):
         del vip["interface"]
         vip["mac"] = model.group_mac
     for rule, spec in zip(data["rules"], config.rules, strict=True):
         rule["ports"] = sorted(spec.ports)
         rule["group"] = spec.group_name
+    for node in data["nodes"]:
+        powers, power = node.pop("powers"), node.pop("power")
+        node["powers"] = {group: powers.get(group, power) for group in config.group_names()}
     data["nodes"].sort(key=lambda node: node["id"])
     data["vips"].sort(key=lambda vip: vip["address"])
     data["rules"].sort(key=lambda rule: rule["name"])
@@ -51,8 +67,17 @@ def canonical(config: FarmConfig) -> dict[str, Any]:
 
 def config_digest(config: FarmConfig) -> bytes:
     """Return 8 bytes that are the same on every node that serves by the same rules (see ``canonical``)."""
-    text = json.dumps(canonical(config), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(b"nlbfarm configuration 1\n" + text.encode()).digest()[:DIGEST_BYTES]
+    return _digest(2, canonical(config))
+
+
+def former_digest(config: FarmConfig) -> bytes:
+    """Return the digest that nodes of wire version 1 compare: it covers ``[[nodes]]``, too."""
+    return _digest(1, _with_nodes(config))
+
+
+def _digest(version: int, data: dict[str, Any]) -> bytes:
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(b"nlbfarm configuration %d\n" % version + text.encode()).digest()[:DIGEST_BYTES]
 
 
 def secret_digest(keys: FarmKeys) -> bytes:

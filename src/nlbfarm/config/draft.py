@@ -19,6 +19,7 @@ from nlbfarm.config.checkers import CHECKER_TYPES, LATER_TYPES, PluginChecker
 from nlbfarm.config.control import Control
 from nlbfarm.config.farm import Farm
 from nlbfarm.config.filter import Filter
+from nlbfarm.config.handoff import Handoff
 from nlbfarm.config.heartbeat import Heartbeat
 from nlbfarm.config.log import Log
 from nlbfarm.config.nodes import Node
@@ -34,6 +35,7 @@ __all__ = ["Draft", "Entry", "field_reader", "join", "read"]
 SINGLE: Mapping[str, type[Section]] = {
     "farm": Farm,
     "heartbeat": Heartbeat,
+    "handoff": Handoff,
     "filter": Filter,
     "log": Log,
     "control": Control,

@@ -12,6 +12,7 @@ from nlbfarm.config.crosscheck import crosscheck
 from nlbfarm.config.draft import LISTS, SINGLE, Draft, Entry
 from nlbfarm.config.farm import Farm
 from nlbfarm.config.filter import Filter
+from nlbfarm.config.handoff import Handoff
 from nlbfarm.config.heartbeat import Heartbeat
 from nlbfarm.config.log import Log
 from nlbfarm.config.nodes import Node
@@ -29,12 +30,13 @@ class FarmConfig(Section):
     nlbfarm; the rules are the same. Immutable.
 
     Attributes:
-        farm, heartbeat, filter, log, control: The tables that are there once.
+        farm, heartbeat, handoff, filter, log, control: The tables that are there once.
         nodes, vips, rules, checkers: The others, in the order of the file.
     """
 
     farm: Farm
     heartbeat: Heartbeat = Heartbeat()
+    handoff: Handoff = Handoff()
     filter: Filter = Filter()
     nodes: Annotated[tuple[Node, ...], NonEmpty]
     vips: Annotated[tuple[Vip, ...], NonEmpty]

@@ -85,13 +85,19 @@ class Link:
         self._port = port
         self._dscp = dscp
         self._clock = clock
-        self._targets = {node: sockaddr(address, port) for node, address in peers.items()}
-        self._nodes = {_host(target): node for node, target in self._targets.items()}
+        self._targets: dict[int, SocketAddress] = {}
+        self._nodes: dict[str, int] = {}
+        self.set_peers(peers)
         self._socket: socket.socket | None = None
         self._errors_queued = False
         self._next_bind = 0.0
         self._drained = 0.0  # the queue was seen empty at this (monotonic) time
         self._refused: set[int] = set()
+
+    def set_peers(self, peers: Mapping[int, IPAddress]) -> None:
+        """Replace the peers and their addresses."""
+        self._targets = {node: sockaddr(address, self._port) for node, address in peers.items()}
+        self._nodes = {_host(target): node for node, target in self._targets.items()}
 
     def open(self) -> None:
         """Bind the socket.
@@ -162,7 +168,7 @@ class Link:
     def refused(self) -> set[int]:
         """Return, once, the nodes whose hosts said since the last call that nothing listens there."""
         refused, self._refused = self._refused, set()
-        return refused
+        return refused & self._targets.keys()
 
     def wants_binding(self) -> bool:
         """Say whether the address or its interface was lost, and it is time to try again."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 
+from nlbfarm.core.policy import IPAddress
 from nlbfarm.errors import UsageError
 from nlbfarm.interfaces import Clock, Heartbeat, HeartbeatStats, NetworkStats, Received
 
@@ -77,12 +78,12 @@ class SimulatedNetwork:
         """Take one datagram on its way; ``False`` if nothing listens at the other end."""
         if (sender, receiver, network) in self._cuts or self._random.random() < self.loss:
             return True
-        target = self._nodes[receiver]
-        if not target.listening:
+        target = self._nodes.get(receiver)
+        if target is None or not target.listening:
             return False
         for _ in range(2 if self._random.random() < self.duplicate else 1):
             delay = self._random.uniform(0.0, self.delay) if self.delay else 0.0
-            target.arrive(data, f"node {sender}", network, delay)
+            target.arrive(data, sender, network, delay)
         return True
 
 
@@ -92,6 +93,8 @@ class MemoryHeartbeat(Heartbeat):
     def __init__(self, network: SimulatedNetwork, node: int) -> None:
         self._network = network
         self._node = node
+        self._peers: frozenset[int] | None = None
+        """Set by ``set_peers``; ``None``: all others on the network."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._deliver: Callable[[Received], None] | None = None
         self._on_refused: Callable[[int], None] | None = None
@@ -115,7 +118,10 @@ class MemoryHeartbeat(Heartbeat):
     def send(self, data: bytes, nodes: Collection[int]) -> None:
         if len(data) > _MAX_DATAGRAM:
             raise UsageError(f"a heartbeat of {len(data)} bytes; at most {_MAX_DATAGRAM} can be sent")
-        if not self._network.known(nodes, self._node):
+        known = (
+            self._network.known(nodes, self._node) if self._peers is None else self._peers.issuperset(nodes)
+        )
+        if not known:
             raise UsageError(f"an unknown node among {sorted(nodes)}")
         if self._loop is None:
             raise UsageError("the heartbeat is not open")
@@ -125,10 +131,17 @@ class MemoryHeartbeat(Heartbeat):
                 if not self._network.carry(data, self._node, node, index):
                     self._loop.call_soon(self._refused, node)
 
-    def arrive(self, data: bytes, source: str, network: int, delay: float) -> None:
+    def set_peers(self, peers: Mapping[int, Sequence[IPAddress]]) -> None:
+        for node, addresses in peers.items():
+            if node == self._node or len(addresses) != self._network.networks:
+                raise UsageError(f"the addresses of node {node} are not on the networks of this node")
+        self._peers = frozenset(peers)
+
+    def arrive(self, data: bytes, sender: int, network: int, delay: float) -> None:
         """Queue a datagram that arrives ``delay`` seconds from now."""
-        if self._loop is None:
+        if self._loop is None or (self._peers is not None and sender not in self._peers):
             return
+        source = f"node {sender}"
         due = self._loop.time() + delay
         self._arrivals += 1
         heapq.heappush(self._queue, (due, self._arrivals, data, source, network))
@@ -160,5 +173,5 @@ class MemoryHeartbeat(Heartbeat):
         self._queue.clear()
 
     def _refused(self, node: int) -> None:
-        if self._on_refused is not None:
+        if self._on_refused is not None and (self._peers is None or node in self._peers):
             self._on_refused(node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from nlbfarm.core.policy import IPAddress
@@ -49,9 +50,8 @@ class UdpHeartbeat(Heartbeat):
             raise UsageError("a node needs an address on at least one heartbeat network")
         if not 1 <= port <= 65535 or not 0 <= dscp <= 63:
             raise UsageError(f"port {port} is not in 1..65535, or DSCP {dscp} not in 0..63")
-        for node, addresses in peers.items():
-            if [address.version for address in addresses] != [address.version for address in local]:
-                raise UsageError(f"the addresses of node {node} are not on the networks of this node")
+        self._versions = [address.version for address in local]
+        self._refuse_misfits(peers)
         self._links = [
             Link(index, mine, {node: its[index] for node, its in peers.items()}, port, dscp, clock)
             for index, mine in enumerate(local)
@@ -93,6 +93,13 @@ class UdpHeartbeat(Heartbeat):
         else:
             self._send(self._loop, data, nodes)
 
+    def set_peers(self, peers: Mapping[int, Sequence[IPAddress]]) -> None:
+        self._refuse_misfits(peers)
+        with self._reader.lock if self._reader is not None else contextlib.nullcontext():
+            for link in self._links:
+                link.set_peers({node: its[link.index] for node, its in peers.items()})
+        self._peers = frozenset(peers)
+
     def poll(self) -> int:
         count = 0
         for _ in self._delivering(self._links, _A_POLL):
@@ -117,6 +124,11 @@ class UdpHeartbeat(Heartbeat):
         self._close_links()
         self._deliver = _nobody
         self._on_refused = _nobody
+
+    def _refuse_misfits(self, peers: Mapping[int, Sequence[IPAddress]]) -> None:
+        for node, addresses in peers.items():
+            if [address.version for address in addresses] != self._versions:
+                raise UsageError(f"the addresses of node {node} are not on the networks of this node")
 
     def _send(self, loop: asyncio.AbstractEventLoop, data: bytes, nodes: Collection[int]) -> None:
         for link in self._links:

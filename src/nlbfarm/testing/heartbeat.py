@@ -12,9 +12,10 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from nlbfarm.core.policy import IPAddress
 from nlbfarm.errors import UsageError
 from nlbfarm.interfaces import Clock, Heartbeat, Received
 
@@ -56,7 +57,11 @@ class _End:
 
 
 async def check_heartbeat(
-    make_pair: Callable[[], tuple[Heartbeat, Heartbeat]], *, clock: Clock, networks: int = 1
+    make_pair: Callable[[], tuple[Heartbeat, Heartbeat]],
+    *,
+    clock: Clock,
+    networks: int = 1,
+    addresses: Mapping[int, Sequence[IPAddress]] | None = None,
 ) -> None:
     """Check a transport against the contract of ``nlbfarm.interfaces.Heartbeat``.
 
@@ -66,6 +71,7 @@ async def check_heartbeat(
             time after the pair before was closed.
         clock: The clock that they were given.
         networks: How many heartbeat networks they have.
+        addresses: Of nodes 1 and 2; with them it is also checked that a peer that was taken away comes back.
 
     Raises:
         AssertionError: The transport breaks the contract; the message says how.
@@ -76,6 +82,7 @@ async def check_heartbeat(
         _refuses_wrong_calls,
         _a_silent_peer_is_no_error,
         _a_callback_may_send_and_close,
+        partial(_peers_come_and_go, addresses=addresses or {}),
         _close_is_the_end,
     ):
         one, two = (_End(node, heartbeat) for node, heartbeat in enumerate(make_pair(), 1))
@@ -180,6 +187,30 @@ async def _a_callback_may_send_and_close(one: _End, two: _End, networks: int, cl
     one.heartbeat.send(b"go", [2])
     await _until(lambda: bool(closing) and closing[0].done(), "a callback could not close the transport")
     closing[0].result()
+
+
+async def _peers_come_and_go(
+    one: _End, two: _End, networks: int, clock: Clock, addresses: Mapping[int, Sequence[IPAddress]]
+) -> None:
+    await one.open()
+    await two.open()
+    one.heartbeat.set_peers({})
+    try:
+        one.heartbeat.send(b"x", [2])
+    except UsageError:
+        pass
+    else:
+        raise AssertionError("sent to a peer that was taken away, without UsageError")
+    two.heartbeat.send(b"from a stranger", [1])
+    one.heartbeat.poll()
+    if 2 not in addresses:
+        return
+    one.heartbeat.set_peers({2: addresses[2]})
+    one.heartbeat.send(b"back", [2])
+    two.heartbeat.send(b"again", [1])
+    await _until(lambda: two.on(0) == [b"back"], "a peer that came back is not reached")
+    await _until(lambda: one.on(0)[-1:] == [b"again"], "a peer that came back is not heard")
+    assert len(one.received) <= 2 * networks, "a datagram was delivered twice"
 
 
 async def _close_is_the_end(one: _End, two: _End, networks: int, clock: Clock) -> None:

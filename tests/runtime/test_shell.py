@@ -1,148 +1,21 @@
-"""The asyncio shell, on parts that live in memory: what it does when the host does something."""
+"""The asyncio shell: what it does when the host does something."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from tests.runtime.bench import VIP, Bench, make, until
 
-from nlbfarm.backends.memory import MemoryBackend
-from nlbfarm.core.buckets import BucketStates
 from nlbfarm.core.events import TimerFired
-from nlbfarm.core.policy import FilterPolicy, Group, Mode, Protocol, Rule, Vip
-from nlbfarm.core.settings import Settings
 from nlbfarm.core.wire import Codec, Keyring
 from nlbfarm.errors import HostError
 from nlbfarm.heartbeat.memory import SimulatedNetwork
 from nlbfarm.incarnation import next_incarnation
-from nlbfarm.interfaces import Checker, CheckResult, VipSpec
-from nlbfarm.parts import Check, Parts, SystemClock
-from nlbfarm.runtime import Runtime
+from nlbfarm.interfaces import CheckResult
+from nlbfarm.parts import SystemClock
 from nlbfarm.status import status
-from nlbfarm.vip.memory import MemoryHost, MemoryVIPManager
-
-VIP = IPv4Address("192.0.2.100")
-SPEC = VipSpec(VIP, "eth0", "multicast", "01:00:5e:7f:02:64")
-POLICY = FilterPolicy(
-    "t", (Vip(VIP, "eth0"),), (Group("web", 1),), (Rule("web", "web", VIP, Protocol.TCP, (80,)),)
-)
-BOUND_S = 10.0
-
-
-class Backend(MemoryBackend):
-    """One whose ``apply`` and ``repair`` can be made to fail, or to take their time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.refuses = ""
-        self.hold = asyncio.Event()
-        self.hold.set()
-
-    async def apply(self, states: Mapping[str, BucketStates]) -> None:
-        await self.hold.wait()
-        if self.refuses:
-            raise HostError(self.refuses)
-        await super().apply(states)
-
-    async def repair(self) -> None:
-        if self.refuses:
-            raise HostError(self.refuses)
-        await super().repair()
-
-
-class Page(Checker):
-    """A page that is there or not, hangs or raises."""
-
-    def __init__(self) -> None:
-        self.does: Callable[[], CheckResult] = lambda: CheckResult(True, "HTTP 200")
-        self.hangs = False
-        self.closed = False
-
-    async def check(self) -> CheckResult:
-        if self.hangs:
-            await asyncio.Event().wait()
-        return self.does()
-
-    async def close(self) -> None:
-        self.closed = True
-
-
-@dataclass
-class Bench:
-    """One node of a pair, and what it stands on."""
-
-    runtime: Runtime
-    backend: Backend
-    host: MemoryHost
-    page: Page
-    network: SimulatedNetwork = field(repr=False)
-
-    @property
-    def own(self) -> int:
-        return self.runtime.node.applied[0].bit_count() if self.runtime.node is not None else 0
-
-    @property
-    def state(self) -> str:
-        return self.runtime.node.state.name if self.runtime.node is not None else ""
-
-    @property
-    def reason(self) -> str:
-        return self.runtime.node.reason if self.runtime.node is not None else ""
-
-    @property
-    def leased(self) -> bool:
-        node = self.runtime.node
-        return node is not None and node.lease_until > asyncio.get_running_loop().time()
-
-
-def make(number: int, network: SimulatedNetwork, directory: Path, host: MemoryHost | None = None) -> Bench:
-    host = host or MemoryHost()
-    backend, page = Backend(), Page()
-    parts = Parts(
-        settings=Settings(
-            number,
-            {1: "one", 2: "two"},
-            ("web",),
-            (Mode.BALANCED,),
-            (1,),
-            interval=0.02,
-            lease=0.06,
-        ),
-        policy=POLICY,
-        codec=Codec("t", Keyring({1: b"sixteen bytes ok"}, 1)),
-        backend=backend,
-        vips=MemoryVIPManager((SPEC,), host),
-        heartbeat=network.heartbeat(number),
-        peers={3 - number: [IPv4Address(f"192.0.2.{3 - number}")]},
-        incarnation_file=directory / f"incarnation-{number}",
-        checks=(Check("page", "http", page, interval=0.02, timeout=0.05, rise=1, fall=2),),
-    )
-    return Bench(Runtime(parts), backend, host, page, network)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(BOUND_S):
-        while not condition():
-            await asyncio.sleep(0.002)
-
-
-@pytest.fixture
-async def pair(tmp_path: Path) -> AsyncIterator[tuple[Bench, Bench]]:
-    """Return two nodes that share the buckets."""
-    network = SimulatedNetwork(SystemClock())
-    benches = (make(1, network, tmp_path), make(2, network, tmp_path))
-    for bench in benches:
-        await bench.runtime.open()
-    await until(lambda: [bench.own for bench in benches] == [128, 128])
-    yield benches
-    for bench in benches:
-        await bench.runtime.close()
-        assert bench.host.addresses == {}
-        assert bench.page.closed
+from nlbfarm.vip.memory import MemoryHost
 
 
 async def test_a_node_that_stops_hands_over_and_leaves_nothing(pair: tuple[Bench, Bench]) -> None:
@@ -220,7 +93,7 @@ async def test_a_checker_that_raises_or_hangs_is_a_failed_check(pair: tuple[Benc
     await until(lambda: one.state == "WAIT")
     assert "a bug of the plug-in" in one.reason
     one.page.hangs = True
-    await until(lambda: "no answer within 0.05 s" in one.runtime.checks["page"].detail)
+    await until(lambda: "no answer within 0.05 s" in one.runtime.checking.states["page"].detail)
     one.page.does, one.page.hangs = (lambda: CheckResult(True, "HTTP 200")), False
     await until(lambda: one.state == "UP")
 

@@ -1,0 +1,131 @@
+"""The checkers of one node: looked at for ever, each at its own interval."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from nlbfarm.core.events import Event, ResourceChanged
+from nlbfarm.core.health import Health
+from nlbfarm.errors import NlbfarmError
+from nlbfarm.interfaces import CheckResult
+from nlbfarm.parts import Check
+
+__all__ = ["CheckState", "Checking"]
+
+CHECK_SLACK_S = 0.5
+"""A checker that keeps its own time has this much longer to say what it waited for."""
+
+
+@dataclass(slots=True)
+class CheckState:
+    """What is known of a checked resource."""
+
+    ok: bool | None = None
+    detail: str = "not looked at yet"
+    since: float = 0.0
+
+
+class Checking:
+    """Looks, judges, and tells.
+
+    Args:
+        checks: What to look at.
+        handle: Where events go.
+        spawn: Starts a task of the node.
+    """
+
+    def __init__(
+        self,
+        checks: Sequence[Check],
+        handle: Callable[[Event], None],
+        spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
+    ) -> None:
+        self.checks = tuple(checks)
+        self.states: dict[str, CheckState] = {check.name: CheckState() for check in checks}
+        self._handle = handle
+        self._spawn = spawn
+        self._log = structlog.get_logger("nlbfarm.node")
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """Names of the resources that the core waits for."""
+        return tuple(_resource(check) for check in self.checks)
+
+    def open(self) -> None:
+        """Begin to look."""
+        for check in self.checks:
+            self._tasks[check.name] = self._spawn(self._watch(check))
+
+    async def replace(self, checks: Sequence[Check]) -> None:
+        """Look at these from now on: those that are the same object go on, the others are closed or begun."""
+        kept = {check.name for check in checks if any(check is one for one in self.checks)}
+        before, self.checks = self.checks, tuple(checks)
+        names = {check.name for check in checks}
+        for check in before:
+            if check.name in kept:
+                continue
+            await self._end(check)
+            if check.name not in names:
+                del self.states[check.name]
+                self._handle(ResourceChanged(_resource(check), True))
+        for check in checks:
+            if check.name not in kept:
+                # One that only looks otherwise from now on counts as it did until it has looked.
+                self.states.setdefault(check.name, CheckState())
+                self._tasks[check.name] = self._spawn(self._watch(check))
+
+    async def close(self) -> None:
+        """Stop to look, and close all checkers. Tries every one before it raises the first error."""
+        errors: list[Exception] = []
+        for check in self.checks:
+            try:
+                await self._end(check)
+            except Exception as error:  # noqa: BLE001 - every checker gets its turn; raised below
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    async def _end(self, check: Check) -> None:
+        task = self._tasks.pop(check.name, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await check.checker.close()
+
+    async def _watch(self, check: Check) -> None:
+        """Look at one resource for ever."""
+        loop = asyncio.get_running_loop()
+        health = Health(check.rise, check.fall)
+        state = self.states[check.name]
+        while True:
+            begun = loop.time()
+            result = await self._look(check)
+            state.detail = result.detail
+            changed = health.observe(result.ok)
+            if changed is not None:
+                state.ok, state.since = changed, loop.time()
+                log = self._log.info if changed else self._log.warning
+                log("checker.changed", checker=check.name, ok=changed, detail=result.detail)
+                self._handle(ResourceChanged(_resource(check), changed, f"{check.name}: {result.detail}"))
+            await asyncio.sleep(max(0.0, check.interval - (loop.time() - begun)))
+
+    async def _look(self, check: Check) -> CheckResult:
+        try:
+            async with asyncio.timeout(check.timeout + CHECK_SLACK_S):
+                return await check.checker.check()
+        except TimeoutError:
+            return CheckResult(False, f"no answer within {check.timeout:g} s")
+        except NlbfarmError as error:
+            return CheckResult(False, str(error))
+        except Exception as error:  # noqa: BLE001 - a plug-in's fault is a failed check, not our end
+            self._log.exception("checker.failed", checker=check.name)
+            return CheckResult(False, f"the checker itself failed: {error!r}")
+
+
+def _resource(check: Check) -> str:
+    return f"checker {check.name}"
