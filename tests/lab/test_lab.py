@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.lab.hand import GROUP_MAC, RULE, SEED, first, serve_by_hand
 
 from nlbfarm.core.buckets import BUCKETS
 from nlbfarm.lab import Lab, LabError, Probing, topology
@@ -18,36 +19,6 @@ from nlbfarm.lab.servers import SERVERS, choose
 from nlbfarm.lab.world import inhabitants
 
 pytestmark = pytest.mark.netns
-
-SEED = 0x1234
-RULE = f"jhash ip saddr . tcp sport mod 256 seed {SEED}"
-GROUP_MAC = "01:00:5e:7f:02:64"
-
-
-def serve_by_hand(lab: Lab, node: str, buckets: str) -> None:
-    """Bring the VIP up on a node with a filter that accepts ``buckets`` (an nft set)."""
-    vip = topology.VIP
-    ruleset = f"""
-table inet hand {{
-  chain raw {{ type filter hook prerouting priority raw
-    iifname eth0 ip daddr {vip} tcp dport 80 jump dispatch
-  }}
-  chain dispatch {{
-    meta mark set {RULE}
-    meta mark != {buckets} drop
-    meta mark set 0 meta pkttype set host
-  }}
-}}
-table arp hand {{
-  chain out {{ type filter hook output priority 0
-    arp saddr ip {vip} arp saddr ether set {GROUP_MAC}
-  }}
-}}
-"""
-    lab.world.run(["nft", "-f", "-"], ns=node, stdin=ruleset)
-    lab.exec(node, ["sysctl", "-qw", "net.ipv4.conf.eth0.arp_announce=2"])
-    lab.exec(node, ["ip", "maddress", "add", GROUP_MAC, "dev", "eth0"])
-    lab.exec(node, ["ip", "address", "add", f"{vip}/32", "dev", "eth0"])
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +59,7 @@ def test_a_crash_is_seen_bucket_by_bucket_and_a_boot_ends_it(by_hand: Lab) -> No
 
 
 def test_two_answers_to_one_syn_are_counted(by_hand: Lab) -> None:
-    by_hand.world.run(
-        ["nft", "-f", "-"],
-        ns="web1",
-        stdin=f"insert rule inet hand dispatch {RULE} 200 meta pkttype set host accept\n",
-    )
+    first(by_hand, "web1", f"{RULE} 200 meta pkttype set host accept")
     with Probing(by_hand, rate=800, held=0, seed=SEED) as probing:
         probing.wait_until(probing.seen + 1)
     doubles = probing.doubles()

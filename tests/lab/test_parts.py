@@ -12,15 +12,15 @@ from nlbfarm.core.buckets import BUCKETS
 from nlbfarm.core.hashing import bucket_of, flow_key
 from nlbfarm.core.policy import Affinity
 from nlbfarm.errors import HostError, UsageError
-from nlbfarm.lab import Lab, hoststate, prober, servers, topology, webserver
-from nlbfarm.lab.farm import farm_toml
+from nlbfarm.lab import Lab, endpoints, hoststate, servers, topology, webserver
+from nlbfarm.lab.configuration import farm_toml
 
 
 def test_every_bucket_has_endpoints_that_fall_into_it_and_rest_between_uses() -> None:
     addresses = [IPv4Address("192.0.2.202"), IPv4Address("192.0.2.203")]
-    endpoints = prober.Endpoints(7, addresses, range(10_000, 20_000), 16)
+    ports = endpoints.Endpoints(7, addresses, range(10_000, 20_000), 16)
     for bucket in range(BUCKETS):
-        used = [endpoints.next(bucket) for _ in range(17)]
+        used = [ports.next(bucket) for _ in range(17)]
         assert len(set(used[:16])) == 16
         assert used[16] == used[0]
         for address, port in used:
@@ -38,7 +38,7 @@ def test_every_bucket_has_endpoints_that_fall_into_it_and_rest_between_uses() ->
     ],
 )
 def test_an_answer_is_complete_when_its_body_is(answer: bytes, body: str | None) -> None:
-    assert prober.body(answer) == body
+    assert endpoints.body(answer) == body
 
 
 async def test_the_builtin_server_keeps_connections_alive_and_closes_when_asked(tmp_path: Path) -> None:

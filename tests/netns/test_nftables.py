@@ -93,6 +93,14 @@ class Flows:
         await asyncio.sleep(0)
         return number in self.bench.seen(4)
 
+    async def reset(self, facts: PacketFacts) -> None:
+        """Let the client give the connection up."""
+        key = (facts.source, facts.source_port or 0, facts.destination_port or 0)
+        sequence, acknowledge = self.answers[key]
+        ack = replace(facts, syn=False, ack=True)
+        self.bench.send(ack, Tcp(acknowledge, (sequence + 1) % 2**32, rst=True))
+        self.bench.settle()
+
     async def wait(self, seconds: float) -> None:
         """Let time pass."""
         await asyncio.sleep(seconds)

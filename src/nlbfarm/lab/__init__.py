@@ -13,8 +13,13 @@ Where things are:
 
 - ``farm``: ``Lab``: boots, starts, stops, freezes, kills nodes; asks them; compares their hosts before
   and after
-- ``probing``: ``Probing``: runs the client and answers questions about what it saw; ``prober`` is the
-  client's process
+- ``probing``: ``Probing``: asks every bucket all the time, to see who serves it; ``prober`` is its process
+- ``talking``: ``Talking``: holds connections that keep talking, to see whether one breaks; ``talker`` is its
+  process. ``client`` and ``endpoints`` are what the two have in common
+- ``faults``: ``Faults``: loss and partitions, at the switch
+- ``operator``: ``Operator``: the administrator, who drains and stops nodes and changes their powers
+- ``configuration``, ``nodelog``: what the nodes read and write
+- ``story``, ``acts``: what ``nlbfarm-node demo`` tells
 - ``topology``: cables and addresses
 - ``servers``: Apache, nginx and the built-in ``webserver``, with configurations of their own
 - ``hoststate``: what a host looks like, to compare
@@ -33,8 +38,27 @@ exec would keep the socket open: do not use ``multiprocessing``'s fork start met
 from __future__ import annotations
 
 from nlbfarm.lab.farm import Lab
+from nlbfarm.lab.faults import Faults
+from nlbfarm.lab.operator import Operator
 from nlbfarm.lab.probing import Double, Probing, Request, percentile
 from nlbfarm.lab.servers import SERVERS
+from nlbfarm.lab.talking import Broken, Fresh, Talking, Tally
 from nlbfarm.lab.world import Done, LabError, missing
 
-__all__ = ["SERVERS", "Done", "Double", "Lab", "LabError", "Probing", "Request", "missing", "percentile"]
+__all__ = [
+    "SERVERS",
+    "Broken",
+    "Done",
+    "Double",
+    "Faults",
+    "Fresh",
+    "Lab",
+    "LabError",
+    "Operator",
+    "Probing",
+    "Request",
+    "Talking",
+    "Tally",
+    "missing",
+    "percentile",
+]

@@ -6,52 +6,24 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from nlbfarm.errors import UsageError
-from nlbfarm.lab import hoststate, servers, topology
+from nlbfarm.lab import configuration, hoststate, nodelog, servers, topology
+from nlbfarm.lab.configuration import FARM
+from nlbfarm.lab.faults import Faults
 from nlbfarm.lab.supervisor import ROOT
 from nlbfarm.lab.world import Done, LabError, World
 
-__all__ = ["FARM", "Lab", "farm_toml"]
-
-FARM = "lab"
-"""Name of the farm in the lab."""
-
-GROUP = "web"
+__all__ = ["Lab"]
 
 _T = TypeVar("_T")
 _POLL = 0.05
-
-
-def farm_toml(names: Sequence[str], *, backend: str = "auto", checker: bool = True, extra: str = "") -> str:
-    """Return the configuration of a lab's farm.
-
-    Args:
-        names: Names of the nodes; ids count from 1.
-        backend: ``filter.backend``.
-        checker: Whether each node looks at its web server.
-        extra: More TOML, put at the end.
-    """
-    lines = [
-        f'[farm]\nname = "{FARM}"\nkey_file = "{FARM}.key"',
-        f'[filter]\nbackend = "{backend}"',
-        '[log]\nformat = "json"',
-    ]
-    for number, name in enumerate(names, 1):
-        addresses = ", ".join(f'"{address}"' for address in topology.node_addresses(number))
-        lines.append(f'[[nodes]]\nid = {number}\nname = "{name}"\naddresses = [{addresses}]')
-    lines.append(f'[[vips]]\naddress = "{topology.VIP}"\ninterface = "eth0"\ndelivery = "multicast"')
-    lines.append(f'[[rules]]\nname = "{GROUP}"\nvip = "{topology.VIP}"\nprotocol = "tcp"\nports = [80]')
-    if checker:
-        lines.append(
-            '[[checkers]]\nname = "page"\ntype = "http"\nurl = "http://127.0.0.1/health"\n'
-            'interval = "1s"\ntimeout = "1s"\nfall = 2\non_failure = "wait"'
-        )
-    return "\n\n".join([*lines, extra]).strip() + "\n"
+_CONTROL = 12.0  # seconds; a node answers within 10
 
 
 class Lab:
@@ -66,6 +38,8 @@ class Lab:
         server: ``"apache"``, ``"nginx"``, ``"builtin"`` or ``"auto"``.
         backend: Filter backend, ``"auto"`` or a name.
         checker: Whether each node looks at its web server.
+        farm: Lines of the configuration's section ``[farm]``.
+        heartbeat: Lines of the section ``[heartbeat]``.
         extra: TOML that is added to the farm's configuration.
 
     Raises:
@@ -80,6 +54,8 @@ class Lab:
         backend: str = "auto",
         *,
         checker: bool = True,
+        farm: str = "",
+        heartbeat: str = "",
         extra: str = "",
     ) -> None:
         if not 1 <= nodes <= topology.MAX_NODES:
@@ -88,15 +64,24 @@ class Lab:
         self.names = tuple(f"web{number}" for number in range(1, nodes + 1))
         self.before: dict[str, hoststate.HostState] = {}
         """What each node's host looked like when it had booted, before the farm's process started."""
-        self._config = farm_toml(self.names, backend=backend, checker=checker, extra=extra)
+        self._configuration = partial(
+            configuration.farm_toml,
+            backend=backend,
+            checker=checker,
+            farm=farm,
+            heartbeat=heartbeat,
+            extra=extra,
+        )
         self._world: World | None = None
+        self._faults: Faults | None = None
         self._running: set[str] = set()
         self._booted: set[str] = set()
 
     def __enter__(self) -> Lab:
         self._world = World()
         try:
-            self.world.call("write", path="farm.toml", text=self._config)
+            self._faults = Faults(self._world, lambda: self.names)
+            self.world.call("write", path="farm.toml", text=self.configuration())
             self.world.call("keygen", path=f"{FARM}.key")
             topology.add_switch(self.world)
             topology.add_client(self.world)
@@ -120,6 +105,13 @@ class Lab:
         return self._world
 
     @property
+    def faults(self) -> Faults:
+        """What is wrong with the network."""
+        if self._faults is None:
+            raise UsageError("this lab has not been entered: use it in a with statement")
+        return self._faults
+
+    @property
     def running(self) -> tuple[str, ...]:
         """The nodes whose farm process was started and neither stopped nor killed."""
         return tuple(name for name in self.names if name in self._running)
@@ -134,8 +126,40 @@ class Lab:
 
     # Machines
 
+    def configuration(self, names: Sequence[str] = ()) -> str:
+        """Return the configuration of the farm, as TOML; with ``names``, of a farm of these nodes."""
+        return self._configuration(names or self.names)
+
+    def configure(self, node: str, text: str) -> None:
+        """Replace a node's configuration file; its process reads it at its start, and at ``reload``."""
+        self.world.call("write", path=f"{node}/farm.toml", text=text)
+
+    def add_node(self) -> str:
+        """Plug one more machine in, and write the configuration of the greater farm, for this machine only.
+
+        Returns:
+            Its name.
+        """
+        node = f"web{len(self.names) + 1}"
+        self.names = (*self.names, node)
+        self.world.call("write", path="farm.toml", text=self.configuration())
+        self.boot(node)
+        return node
+
+    def remove_node(self, node: str) -> None:
+        """Unplug a machine for good; the configurations of the others are not changed."""
+        self.crash(node)
+        self.names = tuple(name for name in self.names if name != node)
+        self.world.run(["rm", "-rf", str(ROOT / node)])
+        self.world.call("write", path="farm.toml", text=self.configuration())
+
     def boot(self, node: str) -> None:
-        """Plug a machine in and start its web server; the farm's process is started by ``start``."""
+        """Plug a machine in and start its web server; the farm's process is started by ``start``.
+
+        A machine that boots for the first time gets a copy of the configuration and of the key.
+        """
+        copy = f'mkdir -p "$0" && cp -n "$1/farm.toml" "$1/{FARM}.key" "$0"'
+        self.world.run(["sh", "-c", copy, str(ROOT / node), str(ROOT)])
         topology.add_node(self.world, node, self.id_of(node), any_port=os.geteuid() != 0)
         self._booted.add(node)
         self.start_server(node)
@@ -190,17 +214,33 @@ class Lab:
     def start(self, *nodes: str) -> None:
         """Start ``nlbfarm-node run`` on these nodes, or on all; does not wait for anything."""
         for node in nodes or self.names:
-            argv = [*self._command("run"), "--node", node, *self._directories(node)]
+            argv = [*self._command("run", node), "--node", node, *self._directories(node)]
             self.world.spawn(f"{node}/node", argv, ns=node, log=str(ROOT / node / "node.log"))
             self._running.add(node)
 
-    def stop(self, node: str, timeout: float = 20) -> int:
-        """Stop a node's farm process with SIGTERM; returns its exit code."""
+    def stop(self, node: str, timeout: float = 20, *, patience: float | None = None) -> int:
+        """Stop a node's farm process with SIGTERM; returns its exit code.
+
+        Args:
+            node: Which.
+            timeout: Seconds until it must have ended.
+            patience: Seconds after which SIGTERM is sent again: connections are not waited for any longer.
+        """
+        self.terminate(node)
+        if patience is not None and self.world.call("wait", name=f"{node}/node", timeout=patience) is None:
+            self.terminate(node)
+        return self.wait_ended(node, timeout)
+
+    def terminate(self, node: str) -> None:
+        """Send SIGTERM to a node's farm process; it counts as stopped from now on."""
         self.world.call("signal", name=f"{node}/node", number=signal.SIGTERM)
+        self._running.discard(node)
+
+    def wait_ended(self, node: str, timeout: float = 20) -> int:
+        """Wait until a node's farm process, which was told to, has ended; returns its exit code."""
         code = self.world.call("wait", name=f"{node}/node", timeout=timeout)
         if code is None:
             raise LabError(f"{node} did not stop within {timeout:g} s of SIGTERM: {self.log(node)[-2000:]}")
-        self._running.discard(node)
         return int(code)
 
     def kill(self, node: str) -> float:
@@ -221,16 +261,25 @@ class Lab:
     def cleanup(self, node: str) -> Done:
         """Run ``nlbfarm-node cleanup`` on a node."""
         return self.exec(
-            node, [*self._command("cleanup"), "--runtime-dir", str(ROOT / node / "run")], check=False
+            node, [*self._command("cleanup", node), "--runtime-dir", str(ROOT / node / "run")], check=False
         )
+
+    def control(self, node: str, verb: str, args: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Ask a node something through its control socket, or tell it to do something.
+
+        Raises:
+            LabError: It does not answer, or refuses.
+        """
+        path = f"{node}/run/{FARM}/control.sock"
+        answer = self.world.call("control", path=path, verb=verb, args=dict(args or {}), timeout=_CONTROL)
+        if not answer.get("ok"):
+            raise LabError(f"{node} answered to {verb}: {answer.get('error')}")
+        result: dict[str, Any] = answer["result"]
+        return result
 
     def status(self, node: str) -> dict[str, Any]:
         """Return a node's status, from its control socket."""
-        answer = self.world.call("control", path=f"{node}/run/{FARM}/control.sock", verb="status", args={})
-        if not answer.get("ok"):
-            raise LabError(f"{node} answered: {answer.get('error')}")
-        result: dict[str, Any] = answer["result"]
-        return result
+        return self.control(node, "status")
 
     def placement(self, *nodes: str) -> tuple[int, ...] | None:
         """Return each bucket's owner (an id) if these nodes (default: all running) agree and do it."""
@@ -273,6 +322,11 @@ class Lab:
         """Return the log of a node's farm process."""
         return str(self.world.call("read", path=f"{node}/node.log"))
 
+    def events(self, node: str, since: float = 0.0) -> list[nodelog.LogEvent]:
+        """Return what a node's log says happened from ``since`` (monotonic, seconds) on."""
+        text = self.world.call("read", path=f"{node}/node.log", last=3_000_000)
+        return [event for event in nodelog.parse(text) if event.at >= since]
+
     # Looking around
 
     def exec(self, host: str, argv: Sequence[str], *, check: bool = True, timeout: float = 30) -> Done:
@@ -310,20 +364,6 @@ class Lab:
             lines += [f"{node}: file {path}" for path in files]
         return lines
 
-    def look_around(self) -> list[str]:
-        """Return commands for a person on this host that look into the running lab."""
-        user = "" if os.geteuid() == 0 else "--user --preserve-credentials "
-        enter = f"nsenter --target {self.world.pid} {user}--net --mount --pid"
-        node = self.names[0]
-        status = f"{sys.executable} -m nlbfarm.cli status --config {ROOT}/farm.toml"
-        return [
-            f"{enter} ip netns exec {node} nft list ruleset",
-            f"{enter} ip netns exec {node} {status} --runtime-dir {ROOT}/{node}/run",
-            f"{enter} ip netns exec {topology.CLIENT} curl http://{topology.VIP}/",
-            f"{enter} bridge fdb show br br0",
-            f"{enter} tail -f {ROOT}/{node}/node.log",
-        ]
-
     def wait_for(self, condition: Callable[[], _T | None], timeout: float, what: str) -> _T:
         """Wait until ``condition`` returns something true, and return that.
 
@@ -344,8 +384,8 @@ class Lab:
                 raise LabError(f"waited {timeout:g} s in vain for {what}\n{logs}")
             time.sleep(_POLL)
 
-    def _command(self, verb: str) -> list[str]:
-        return [sys.executable, "-m", "nlbfarm.cli", verb, "--config", str(ROOT / "farm.toml")]
+    def _command(self, verb: str, node: str) -> list[str]:
+        return [sys.executable, "-m", "nlbfarm.cli", verb, "--config", str(ROOT / node / "farm.toml")]
 
     def _directories(self, node: str) -> list[str]:
         base: Path = ROOT / node

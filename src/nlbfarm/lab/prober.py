@@ -5,14 +5,14 @@ timing does not depend on whoever looks at the results. Every 100 ms it writes o
 come to an end:
 
 - ``probes``: each a fresh connection from a port that the client never used before (or not for many
-  seconds), so that
-  neither TIME_WAIT nor an old conntrack entry plays a part. ``[bucket, start, answered, node, error]``
-- ``held``: requests on connections that are kept open, the same five values
+  seconds), so that neither TIME_WAIT nor an old conntrack entry plays a part.
+  ``[bucket, start, answered, node, error, client address]``
+- ``held``: requests on connections that are kept open, the same six values
 - ``doubles``: SYN-ACKs for one SYN that came from two MACs: ``[bucket, at, first MAC, second MAC]``
 
 Times are seconds on the monotonic clock (``null``: not answered), which all namespaces share. A probe
-whose SYN is not answered within 50 ms is abandoned, so that the client's retry after one second cannot
-hide in the result, and its bucket is asked again at once from another port.
+whose SYN is not answered within 50 ms (``--abandon``) is abandoned, so that the client's retry after one
+second cannot hide in the result, and its bucket is asked again at once from another port.
 """
 
 from __future__ import annotations
@@ -29,18 +29,14 @@ import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
 from ipaddress import IPv4Address
-from pathlib import Path
 
 from nlbfarm.core.buckets import BUCKETS
 from nlbfarm.core.hashing import bucket_of, flow_key
 from nlbfarm.core.policy import Affinity
+from nlbfarm.lab import endpoints
 
-__all__ = ["ABANDON", "Endpoints", "body", "main"]
-
-ABANDON = 0.050
-"""Seconds after which an unanswered SYN is given up."""
+__all__ = ["main"]
 
 _ANSWER = 1.0  # seconds for the page, once the connection stands; a busy machine is no lost node
 _MOST_AGAIN = 4
@@ -54,65 +50,49 @@ _REQUEST = b"GET / HTTP/1.1\r\nHost: farm\r\n\r\n"
 _ETH_P_IP = 0x0800
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 
-Result = tuple[int, float, float | None, str, str]
-
-
-class Endpoints:
-    """Client addresses and ports, by the bucket that they fall into.
-
-    Args:
-        seed: Seed of the group.
-        addresses: The client's addresses.
-        ports: Ports to use on each.
-        each: How many to keep for a bucket.
-    """
-
-    def __init__(self, seed: int, addresses: Sequence[IPv4Address], ports: Sequence[int], each: int) -> None:
-        self._free: list[deque[tuple[str, int]]] = [deque() for _ in range(BUCKETS)]
-        wanting = BUCKETS
-        for port in random.sample(ports, len(ports)):
-            for address in addresses:
-                queue = self._free[bucket_of(flow_key(Affinity.CLIENT_PORT, address, port), seed)]
-                if len(queue) < each:
-                    queue.append((str(address), port))
-                    wanting -= len(queue) == each
-            if not wanting:
-                break
-
-    def next(self, bucket: int) -> tuple[str, int]:
-        """Return the endpoint of ``bucket`` that has rested longest."""
-        queue = self._free[bucket]
-        queue.rotate(-1)
-        return queue[-1]
+Result = tuple[int, float, float | None, str, str, str]
 
 
 class _Connection:
     """One connection of the client; ``held`` ones are used again and again."""
 
-    __slots__ = ("again", "bucket", "connected", "data", "held", "retire", "sock", "start")
+    __slots__ = ("address", "again", "bucket", "connected", "data", "held", "retire", "sock", "start")
 
-    def __init__(self, sock: socket.socket, bucket: int, start: float, *, held: bool, again: bool) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        bucket: int,
+        address: str,
+        start: float,
+        retire: float,
+        *,
+        held: bool,
+        again: bool,
+    ) -> None:
         self.sock = sock
         self.bucket = bucket
+        self.address = address
         self.held = held
         self.start = start
         self.connected = False
         self.again = again
         self.data = b""
-        self.retire = start + ABANDON
+        self.retire = retire
 
 
 class _Prober:
     def __init__(self, options: argparse.Namespace, seed: int) -> None:
         self._target = (options.vip, options.port)
         self._rate: float = options.rate
+        self._abandon: float = options.abandon
         addresses = [IPv4Address(address) for address in options.address]
-        self._endpoints = Endpoints(seed, addresses[:-1], _PORTS, 256)
-        self._held_endpoints = Endpoints(seed, addresses[-1:], _HELD_PORTS, 16)
+        self._endpoints = endpoints.Endpoints(seed, addresses[:-1], _PORTS, 256)
+        self._held_endpoints = endpoints.Endpoints(seed, addresses[-1:], _HELD_PORTS, 16)
         self._epoll = select.epoll()
         self._open: dict[int, _Connection] = {}
         self._waiting: deque[_Connection] = deque()  # in the order of their SYNs, which is that of giving up
-        self._order = random.sample(range(BUCKETS), BUCKETS)
+        asked = options.bucket or range(BUCKETS)
+        self._order = random.sample(asked, len(asked))
         self._position = 0
         self._again: deque[tuple[float, int]] = deque()  # (when, bucket): buckets whose last probe failed
         self._failing: set[int] = set()
@@ -157,7 +137,7 @@ class _Prober:
             while due <= now:
                 if self._order[self._position] not in self._failing:
                     self._probe(self._order[self._position], now)
-                self._position = (self._position + 1) % BUCKETS
+                self._position = (self._position + 1) % len(self._order)
                 due += 1 / self._rate
             while self._talks and self._talks[0][0] <= now:
                 self._talk(now)
@@ -176,14 +156,14 @@ class _Prober:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._answers.pop(endpoint, None)
-        connection = _Connection(sock, bucket, now, held=held, again=again)
+        connection = _Connection(sock, bucket, endpoint[0], now, now + self._abandon, held=held, again=again)
         try:
             sock.bind(endpoint)
             code = sock.connect_ex(self._target)
         except OSError as error:
             code = error.errno or errno.EIO
         if code not in (0, errno.EINPROGRESS):
-            self._done(connection, None, "", errno.errorcode.get(code, str(code)))
+            self._done(connection, None, "", endpoints.name_of(code))
             return None
         self._open[sock.fileno()] = connection
         self._epoll.register(sock, select.EPOLLOUT)
@@ -196,7 +176,7 @@ class _Prober:
         if not connection.connected:
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
-                self._done(connection, None, "", errno.errorcode.get(code, str(code)))
+                self._done(connection, None, "", endpoints.name_of(code))
                 return
             connection.connected = True
             self._epoll.modify(sock, select.EPOLLIN)
@@ -207,10 +187,10 @@ class _Prober:
         except BlockingIOError:
             return
         except OSError as error:
-            self._done(connection, None, "", errno.errorcode.get(error.errno or 0, str(error)))
+            self._done(connection, None, "", endpoints.name_of(error.errno or 0))
             return
         connection.data += chunk
-        page = body(connection.data)
+        page = endpoints.body(connection.data)
         if page is not None:
             self._done(connection, now, page, "")
         elif not chunk:
@@ -221,10 +201,10 @@ class _Prober:
         try:
             connection.sock.send(_REQUEST)
         except OSError as error:
-            self._done(connection, None, "", errno.errorcode.get(error.errno or 0, str(error)))
+            self._done(connection, None, "", endpoints.name_of(error.errno or 0))
 
     def _done(self, connection: _Connection, answered: float | None, node: str, error: str) -> None:
-        result = (connection.bucket, connection.start, answered, node, error)
+        result = (connection.bucket, connection.start, answered, node, error, connection.address)
         (self._held if connection.held else self._probes).append(result)
         if connection.held and answered is not None:
             connection.start = 0.0  # between two requests
@@ -239,7 +219,7 @@ class _Prober:
             # One chain of further probes a bucket; a refusal comes back at once and must not be repeated
             # at once.
             self._failing.add(connection.bucket)
-            self._again.append((connection.start + ABANDON, connection.bucket))
+            self._again.append((connection.start + self._abandon, connection.bucket))
 
     def _expire(self, connection: _Connection, now: float) -> None:
         if connection.sock.fileno() < 0 or connection.start == 0.0:
@@ -250,7 +230,7 @@ class _Prober:
             self._done(connection, None, "", "no answer")
         else:
             # Rare: connected, and the page takes longer; looked at again with the next ones.
-            connection.retire = now + ABANDON
+            connection.retire = now + self._abandon
             self._waiting.append(connection)
 
     def _talk(self, now: float) -> None:
@@ -259,7 +239,7 @@ class _Prober:
             connection = self._connect(bucket, self._held_endpoints.next(bucket), now, held=True)
         elif connection.start == 0.0:
             connection.start = now
-            connection.retire = now + ABANDON
+            connection.retire = now + self._abandon
             self._waiting.append(connection)
             self._ask(connection)
         self._talks.append((max(at + _TALK, now), bucket, connection))
@@ -291,18 +271,6 @@ class _Prober:
         self._probes, self._held, self._doubles = [], [], []
 
 
-def body(data: bytes) -> str | None:
-    """Return the body of a complete HTTP answer, ``None`` if more is to come."""
-    head, separator, page = data.partition(b"\r\n\r\n")
-    if not separator:
-        return None
-    for field in head.split(b"\r\n")[1:]:
-        name, _, value = field.partition(b":")
-        if name.strip().lower() == b"content-length":
-            return page.decode(errors="replace").strip() if len(page) >= int(value) else None
-    return None
-
-
 def _capture_syn_acks(vip: IPv4Address, interface: str) -> socket.socket:
     """Open a packet socket that sees nothing but SYN-ACKs from the VIP (classic BPF in the kernel)."""
     program = [
@@ -331,25 +299,18 @@ def _capture_syn_acks(vip: IPv4Address, interface: str) -> socket.socket:
 def main() -> None:
     """Probe until killed."""
     parser = argparse.ArgumentParser(prog="nlbfarm.lab.prober", description=__doc__.splitlines()[0])
-    parser.add_argument("--vip", required=True)
-    parser.add_argument("--port", type=int, default=80)
     parser.add_argument("--interface", default="eth0")
     parser.add_argument(
         "--address", action="append", required=True, help="a client address; the last one holds connections"
     )
     parser.add_argument("--rate", type=float, default=1000.0, help="new connections a second")
     parser.add_argument("--held", type=int, default=32, help="connections that are kept open")
-    parser.add_argument("--config", type=Path, help="the farm's configuration, for the seed of the group")
-    parser.add_argument("--group", default="web")
-    parser.add_argument("--seed", type=int, help="the seed itself")
-    options = parser.parse_args()
+    parser.add_argument("--abandon", type=float, default=0.050, help="seconds to wait for a SYN-ACK")
+    parser.add_argument(
+        "--bucket", type=int, action="append", help="ask this one, and none but such; else all"
+    )
+    options, seed = endpoints.parse(parser)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    seed = options.seed
-    if seed is None:
-        from nlbfarm.config import derive, keys, load
-
-        config = load(options.config)
-        seed = derive.policy(config, keys.load_keys(config.farm.key_file)).group(options.group).seed
     _Prober(options, seed).run()
 
 

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import sys
-import threading
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from nlbfarm.core.buckets import BUCKETS
 from nlbfarm.lab import topology
+from nlbfarm.lab.client import Client
 from nlbfarm.lab.farm import Lab
-from nlbfarm.lab.supervisor import ROOT
-from nlbfarm.lab.world import LabError
 
 __all__ = ["Double", "Probing", "Request", "percentile"]
 
@@ -33,6 +26,7 @@ class Request:
         node: Who answered.
         error: Why it was not answered.
         held: Whether it was on a held connection.
+        client: The client address that asked.
     """
 
     bucket: int
@@ -41,6 +35,7 @@ class Request:
     node: str
     error: str
     held: bool
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,105 +48,75 @@ class Double:
     second: str
 
 
-class Probing:
+class Probing(Client):
     """A running prober; a context manager. All methods may be called while it runs.
+
+    ``wait_until`` waits for everything that *ended* before a moment.
 
     Args:
         lab: The lab whose client asks.
         rate: New connections a second.
         held: Connections that are kept open.
         seed: Seed of the group; by default the farm's own.
+        buckets: The buckets that new connections are opened for; by default all.
+        abandon: Seconds after which an unanswered SYN is given up.
     """
 
-    def __init__(self, lab: Lab, *, rate: float = 1000, held: int = 32, seed: int | None = None) -> None:
-        self._lab = lab
-        self._options = ["--rate", f"{rate:g}", "--held", str(held), "--vip", str(topology.VIP)]
-        self._options += ["--config", str(ROOT / "farm.toml")] if seed is None else ["--seed", str(seed)]
-        for address in topology.CLIENT_ADDRESSES[1:]:
-            self._options += ["--address", str(address)]
-        self._lock = threading.Lock()
+    def __init__(
+        self,
+        lab: Lab,
+        *,
+        rate: float = 1000,
+        held: int = 32,
+        seed: int | None = None,
+        buckets: Iterable[int] = (),
+        abandon: float = 0.050,
+    ) -> None:
+        options = ["--rate", f"{rate:g}", "--held", str(held), "--abandon", f"{abandon:g}"]
+        for bucket in buckets:
+            options += ["--bucket", str(bucket)]
+        for address in topology.PROBER_ADDRESSES:
+            options += ["--address", str(address)]
+        super().__init__(lab, "prober", options, seed)
         self._requests: list[Request] = []
         self._doubles: list[Double] = []
-        self._seen = 0.0
         self._latest: list[str | None] = [None] * BUCKETS
         self._totals: Counter[str] = Counter()
-        self._reader: threading.Thread | None = None
 
-    def __enter__(self) -> Probing:
-        ours, theirs = os.pipe()
-        try:
-            self._lab.world.spawn(
-                f"{topology.CLIENT}/prober",
-                [sys.executable, "-m", "nlbfarm.lab.prober", *self._options],
-                ns=topology.CLIENT,
-                log=str(ROOT / "prober.log"),
-                fds=[theirs],
-            )
-        finally:
-            os.close(theirs)
-        self._reader = threading.Thread(target=self._read, args=(ours,), name="prober", daemon=True)
-        self._reader.start()
-        self._lab.wait_for(self._started, 20, "the prober to start")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop the prober; what it saw stays."""
-        name = f"{topology.CLIENT}/prober"
-        try:
-            self._lab.world.call("signal", name=name, number=signal.SIGKILL)
-            self._lab.world.call("wait", name=name, timeout=5)
-        finally:
-            if self._reader:
-                self._reader.join(5)
-
-    def _started(self) -> bool:
-        code = self._lab.world.call("wait", name=f"{topology.CLIENT}/prober", timeout=0)
-        if code is not None:
-            raise LabError(
-                f"the prober ended with {code}: {self._lab.world.call('read', path='prober.log').strip()}"
-            )
-        return self._seen > 0
-
-    def _read(self, descriptor: int) -> None:
-        with open(descriptor, encoding="utf-8") as lines:
-            for line in lines:
-                if not line.endswith("\n"):
-                    return  # killed in the middle of it
-                report = json.loads(line)
-                requests = [_request(entry, held=False) for entry in report["probes"]]
-                requests += [_request(entry, held=True) for entry in report["held"]]
-                with self._lock:
-                    self._requests += requests
-                    for request in requests:
-                        if not request.held:
-                            self._latest[request.bucket] = request.node or None
-                            self._totals[request.node] += 1
-                    self._doubles += [Double(*entry) for entry in report["doubles"]]
-                    self._seen = report["at"]
-
-    @property
-    def seen(self) -> float:
-        """Until when the results are known, seconds on the monotonic clock."""
-        return self._seen
-
-    def wait_until(self, moment: float) -> None:
-        """Wait until the results of everything that ended before ``moment`` are known."""
-        self._lab.wait_for(
-            lambda: self._seen > moment, max(0.0, moment - self._seen) + 10, "the prober's results"
-        )
+    def _take(self, report: dict[str, Any]) -> None:
+        requests = [_request(entry, held=False) for entry in report["probes"]]
+        requests += [_request(entry, held=True) for entry in report["held"]]
+        self._requests += requests
+        for request in requests:
+            if not request.held:
+                self._latest[request.bucket] = request.node or None
+                self._totals[request.node] += 1
+        self._doubles += [Double(*entry) for entry in report["doubles"]]
+        self._seen = report["at"]
 
     def requests(
-        self, since: float = 0.0, until: float = float("inf"), *, held: bool | None = None
+        self,
+        since: float = 0.0,
+        until: float = float("inf"),
+        *,
+        held: bool | None = None,
+        client: str | None = None,
     ) -> list[Request]:
-        """Return the requests begun in ``[since, until)``; with ``held``, only such, or only others."""
+        """Return the requests begun in ``[since, until)``; with ``held``, only such, or only others.
+
+        Args:
+            since: Seconds on the monotonic clock.
+            until: The same.
+            held: Whether they were on held connections; both if not given.
+            client: The client address that they came from; any if not given.
+        """
         with self._lock:
             everything = list(self._requests)
-        return [r for r in everything if since <= r.start < until and held in (None, r.held)]
+        return [
+            r
+            for r in everything
+            if since <= r.start < until and held in (None, r.held) and client in (None, r.client)
+        ]
 
     def doubles(self, since: float = 0.0, until: float = float("inf")) -> list[Double]:
         """Return the SYNs that two machines answered in ``[since, until)``."""
@@ -175,10 +140,30 @@ class Probing:
                 found[request.bucket] = min(found[request.bucket], request.answered - since)
         return found
 
-    def served(self, since: float, until: float = float("inf")) -> list[Counter[str]]:
+    def gaps(self, buckets: Collection[int], since: float, until: float) -> list[float]:
+        """Return how long each of these buckets was unserved at most, in ``[since, until)``, seconds.
+
+        That is from the start of the first connection that failed to the answer of the next that did not,
+        which may be later; what came back before it was asked counts as 0.
+        """
+        longest = dict.fromkeys(buckets, 0.0)
+        failing: dict[int, float] = {}
+        for request in sorted(self.requests(since, held=False), key=lambda r: r.start):
+            if request.bucket not in longest:
+                continue
+            if request.answered is None and request.start < until:
+                failing.setdefault(request.bucket, request.start)
+            elif request.answered is not None and request.bucket in failing:
+                gap = request.answered - failing.pop(request.bucket)
+                longest[request.bucket] = max(longest[request.bucket], gap)
+        return [float("inf") if bucket in failing else gap for bucket, gap in longest.items()]
+
+    def served(
+        self, since: float, until: float = float("inf"), *, client: str | None = None
+    ) -> list[Counter[str]]:
         """Return, for each of the 256 buckets, how many new connections each node answered."""
         counts: list[Counter[str]] = [Counter() for _ in range(BUCKETS)]
-        for request in self.requests(since, until, held=False):
+        for request in self.requests(since, until, held=False, client=client):
             if request.answered is not None:
                 counts[request.bucket][request.node] += 1
         return counts
@@ -189,8 +174,8 @@ class Probing:
 
 
 def _request(entry: list[Any], *, held: bool) -> Request:
-    bucket, start, answered, node, error = entry
-    return Request(bucket, start, answered, node, error, held)
+    bucket, start, answered, node, error, client = entry
+    return Request(bucket, start, answered, node, error, held, client)
 
 
 def percentile(values: Iterable[float], fraction: float) -> float:

@@ -1,7 +1,8 @@
 """The web server of each lab node: Apache, nginx or a small one in Python, with a configuration of its own.
 
-Each serves the node's name at ``/`` and ``ok`` at ``/health``, keeps connections alive, and writes
-only below its own directory. Nothing of the host's own server configuration is read.
+Each serves the node's name at ``/`` and ``ok`` at ``/health``, keeps connections alive for as long as a
+measurement may last, and writes only below its own directory. Nothing of the host's own server
+configuration is read.
 """
 
 from __future__ import annotations
@@ -88,16 +89,19 @@ Listen 0.0.0.0:80
 PidFile {directory}/apache.pid
 ErrorLog {directory}/error.log
 {_apache_user()}
+# One process with all of its threads, always: Apache closes the connections of a process that it ends for
+# want of load, and those that exceed its workers times the factor, whatever the keep-alive timeout says.
 StartServers 1
-ServerLimit 2
-ThreadsPerChild 64
-ThreadLimit 64
-MaxRequestWorkers 128
-MinSpareThreads 16
-MaxSpareThreads 128
+ServerLimit 1
+ThreadsPerChild 96
+ThreadLimit 96
+MaxRequestWorkers 96
+MinSpareThreads 1
+MaxSpareThreads 96
+AsyncRequestWorkerFactor 64
 ListenBackLog 1024
 KeepAlive On
-KeepAliveTimeout 60
+KeepAliveTimeout 900
 MaxKeepAliveRequests 0
 DocumentRoot {directory}/htdocs
 DirectoryIndex index.html
@@ -146,8 +150,8 @@ error_log {directory}/error.log warn;
 events {{ worker_connections 4096; }}
 http {{
     access_log off;
-    keepalive_timeout 60s;
-    keepalive_requests 1000000;
+    keepalive_timeout 900s;
+    keepalive_requests 100000000;
 {paths}    server {{
         listen 80 backlog=1024;
         root {directory}/htdocs;

@@ -1,4 +1,4 @@
-"""The demo's story and its measurements: a farm comes up, serves, loses a machine, and gets it back.
+"""The demo's stories and their measurements: a farm comes up, something happens to it, and it goes on.
 
 ``Story`` does it and tells a listener; ``nlbfarm.cli.demo`` is the listener that draws. The clock of
 every measurement is the monotonic one, which all processes of the lab share.
@@ -6,138 +6,94 @@ every measurement is the monotonic one, which all processes of the lab share.
 
 from __future__ import annotations
 
-import random
+import os
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nlbfarm.core.buckets import BUCKETS
+from nlbfarm.errors import UsageError
+from nlbfarm.lab import acts, topology
+from nlbfarm.lab.acts import Measurement, Stage
 from nlbfarm.lab.farm import Lab
-from nlbfarm.lab.probing import Probing, percentile
-from nlbfarm.lab.world import LabError
+from nlbfarm.lab.supervisor import ROOT
 
-__all__ = ["MOST_OUTAGE_MS", "Crash", "Rejoin", "Results", "Share", "Story"]
+__all__ = ["SCENARIOS", "Results", "Scenario", "Story"]
 
-MOST_OUTAGE_MS = 1000.0
-"""Goal: no bucket is unserved for longer after a machine has died."""
+# Seconds for a node to end in good order. The clients have gone, but what was connected to a node that was
+# cut off may have ended elsewhere: for its own kernel it is still established.
+_PATIENCE = 5.0
 
-_SHARE_TOLERANCE = 0.10
-_POLL = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What one node had to do: buckets it owned, new connections it answered."""
-
-    buckets: int
-    requests: int
+Act = Callable[[Stage], Measurement]
 
 
 @dataclass(frozen=True, slots=True)
-class Crash:
-    """What the loss of a machine cost; times in milliseconds from the moment its power was cut.
+class Scenario:
+    """A story's acts, in order.
 
     Args:
-        node: Which.
-        detect_ms: Until a peer took it for lost.
-        outage_ms: Over its buckets, until the first new connection was answered: ``p50``, ``p99``, ``max``.
-        requests_failed: Requests, new and held, that were not answered until the farm had settled.
-        buckets_unserved_after: Buckets, of all 256, that nobody answered after the farm had settled.
-        buckets_double_served: Buckets where two machines answered one SYN after the farm had settled.
+        summary: What happens, in a few words.
+        probed: Acts that are watched by the prober, which asks every bucket all the time.
+        talked: Acts after these, watched by the talker, whose connections stay and talk.
     """
 
-    node: str
-    detect_ms: float
-    outage_ms: dict[str, float]
-    requests_failed: int
-    buckets_unserved_after: int
-    buckets_double_served: int
+    summary: str
+    probed: Sequence[Act] = ()
+    talked: Sequence[Act] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Rejoin:
-    """What the return of the machine cost.
-
-    Args:
-        moved_buckets: Buckets that changed their owner.
-        seconds: From the start of its ``nlbfarm-node`` until it had its share again.
-        requests_failed: Requests, new and held, that were not answered meanwhile.
-    """
-
-    moved_buckets: int
-    seconds: float
-    requests_failed: int
+SCENARIOS: Mapping[str, Scenario] = {
+    "tour": Scenario(
+        "it serves, loses a machine, takes it back, drains it, and gives it more power",
+        (acts.serve, acts.crash),
+        (acts.rejoin, acts.drain, acts.power),
+    ),
+    "crash": Scenario("a machine loses its power", (acts.serve, acts.crash)),
+    "rejoin": Scenario("a machine that was lost comes back", (acts.crash,), (acts.rejoin,)),
+    "drain": Scenario("a node is drained and serves again", (), (acts.drain,)),
+    "power": Scenario("a node gets three times its power, and its own again", (), (acts.power,)),
+    "freeze": Scenario("the process of a node hangs for 5 s", (acts.freeze,)),
+    "partition": Scenario("the network falls apart and heals", (acts.partition,)),
+    "oneway": Scenario("heartbeats get lost in one direction, then in the other", (acts.oneway,)),
+}
+"""The stories by name."""
 
 
 @dataclass(slots=True)
 class Results:
-    """What the demo measured; ``as_json`` has the stable keys. ``logs`` are the nodes', for a missed goal."""
+    """What a story measured; ``as_json`` has the stable keys. ``logs`` are the nodes', for a missed goal."""
 
+    scenario: str
     nodes: int
     server: str
     backend: str = ""
     delivery: str = ""
-    probes_per_second: float = 0.0
-    share: dict[str, Share] = field(default_factory=dict)
-    crash: Crash | None = None
-    rejoin: Rejoin | None = None
+    measurements: list[Measurement] = field(default_factory=list)
+    ended: bool = False
     leftovers: list[str] = field(default_factory=list)
-    misplaced: list[str] = field(default_factory=list)
     logs: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return the results under the keys that scripts may rely on."""
-        crash, rejoin = self.crash, self.rejoin
-        return {
+        result: dict[str, Any] = {
+            "scenario": self.scenario,
             "nodes": self.nodes,
             "backend": self.backend,
             "delivery": self.delivery,
             "server": self.server,
-            "probes_per_second": round(self.probes_per_second, 1),
-            "share": {name: {"buckets": s.buckets, "requests": s.requests} for name, s in self.share.items()},
-            "crash": crash
-            and {
-                "node": crash.node,
-                "detect_ms": _finite(crash.detect_ms),
-                "outage_ms": {name: _finite(value) for name, value in crash.outage_ms.items()},
-                "requests_failed": crash.requests_failed,
-                "buckets_unserved_after": crash.buckets_unserved_after,
-                "buckets_double_served": crash.buckets_double_served,
-            },
-            "rejoin": rejoin
-            and {
-                "moved_buckets": rejoin.moved_buckets,
-                "seconds": round(rejoin.seconds, 3),
-                "requests_failed": rejoin.requests_failed,
-            },
-            "leftovers": self.leftovers,
         }
+        for measurement in self.measurements:
+            result |= measurement.as_json()
+        return {**result, "leftovers": self.leftovers}
 
     def failures(self) -> list[str]:
         """Return a sentence for each goal that was missed; empty if all hold."""
-        missed = list(self.misplaced)
-        buckets = [share.buckets for share in self.share.values()]
-        if sum(buckets) != BUCKETS or max(buckets) - min(buckets) > 1:
-            missed.append(f"the shares of the {BUCKETS} buckets are not equal to within one: {buckets}")
-        requests = sum(share.requests for share in self.share.values())
-        for name, share in self.share.items():
-            expected = requests * share.buckets / BUCKETS
-            if not expected or abs(share.requests - expected) > _SHARE_TOLERANCE * expected:
-                missed.append(
-                    f"{name} answered {share.requests} requests; its buckets are worth {expected:.0f}"
-                )
-        if self.crash is None or self.rejoin is None:
-            return [*missed, "the demo did not come to its end"]
-        if not self.crash.outage_ms["max"] < MOST_OUTAGE_MS:
-            missed.append(f"a bucket was unserved for {self.crash.outage_ms['max']:.0f} ms")
-        if self.crash.buckets_unserved_after:
-            missed.append(f"{self.crash.buckets_unserved_after} buckets were not served after the crash")
-        if self.crash.buckets_double_served:
-            missed.append(
-                f"{self.crash.buckets_double_served} buckets were served by two nodes after the crash"
-            )
+        missed = [sentence for measurement in self.measurements for sentence in measurement.failures()]
+        if not self.ended:
+            missed.append("the demo did not come to its end")
         if self.leftovers:
             missed.append(f"{len(self.leftovers)} things were left behind: {'; '.join(self.leftovers)}")
         return missed
@@ -149,26 +105,24 @@ class Story:
     Args:
         lab: An entered lab of two nodes or more; nothing has been started in it.
         tell: Called with a sentence at each turn of the story.
-        seconds: Length of the measurements of steady service.
-        rate: New connections a second.
-        held: Held connections.
+        scenario: Name of the story.
+
+    Raises:
+        UsageError: There is no such story.
     """
 
-    def __init__(
-        self,
-        lab: Lab,
-        tell: Callable[[str], None],
-        *,
-        seconds: float = 4.0,
-        rate: float = 1000,
-        held: int = 32,
-    ) -> None:
+    def __init__(self, lab: Lab, tell: Callable[[str], None], scenario: str = "tour") -> None:
+        if scenario not in SCENARIOS:
+            raise UsageError(f"no scenario {scenario!r}; choose one of {', '.join(SCENARIOS)}")
         self.lab = lab
-        self.results = Results(nodes=len(lab.names), server=lab.server.name)
-        self.probing = Probing(lab, rate=rate, held=held)
+        self.results = Results(scenario, nodes=len(lab.names), server=lab.server.name)
+        self._scenario = SCENARIOS[scenario]
+        self._stage = Stage(lab, tell)
         self._tell = tell
-        self._seconds = seconds
-        self._victim = lab.names[1]
+
+    def latest(self) -> tuple[list[str | None], Counter[str], float]:
+        """Return who answered each bucket last; see ``Probing.latest``."""
+        return self._stage.latest()
 
     def run(self) -> Results:
         """Tell the story to its end; the farm then runs on and the client has stopped.
@@ -184,12 +138,14 @@ class Story:
         self.results.backend = status["backend"]["name"]
         self.results.delivery = status["delivery"]
         took = time.monotonic() - began
-        self._tell(f"all {BUCKETS} buckets are served after {took:.1f} s, by {self._shares(placement)}")
-        with self.probing:
-            self._serve(placement)
-            after = self._crash()
-            self._rejoin(after)
-            self.probing.wait_until(time.monotonic())
+        self._tell(f"all {BUCKETS} buckets are served after {took:.1f} s, by {self._stage.shares(placement)}")
+        if self._scenario.probed:
+            with self._stage.probed():
+                self._play(self._scenario.probed)
+        if self._scenario.talked:
+            with self._stage.talked():
+                self._play(self._scenario.talked)
+        self.results.ended = True
         return self.results
 
     def finish(self) -> None:
@@ -197,98 +153,26 @@ class Story:
         self.results.logs = {node: self.lab.log(node) for node in self.lab.names}
         for node in self.lab.running:
             self._tell(f"stopping {node}")
-            code = self.lab.stop(node)
+            code = self.lab.stop(node, patience=_PATIENCE)
             if code:
                 self.results.leftovers.append(f"{node} ended with exit code {code}")
         self.results.leftovers += self.lab.leftovers()
         self.results.leftovers += self.lab.close()
 
-    def _serve(self, placement: tuple[int, ...]) -> None:
-        self._tell("a client loads the VIP: every bucket, on new and on held connections")
-        since = self.probing.seen
-        until = since + self._seconds
-        self.probing.wait_until(until)
-        served = self.probing.served(since, until)
-        totals = sum(served, Counter())
-        for node in self.lab.names:
-            owned = placement.count(self.lab.id_of(node))
-            self.results.share[node] = Share(owned, totals[node])
-        wrong = [b for b, owner in enumerate(placement) if list(served[b]) != [self.lab.names[owner - 1]]]
-        if wrong:
-            self.results.misplaced.append(
-                f"{len(wrong)} buckets were not answered by just the node that owns them, first {wrong[0]}: "
-                f"{dict(served[wrong[0]])}"
-            )
-        self.results.probes_per_second = len(self.probing.requests(since, until, held=False)) / (
-            until - since
-        )
-        shares = ", ".join(f"{name} {share.requests}" for name, share in self.results.share.items())
-        self._tell(f"{self.results.probes_per_second:.0f} new connections a second, answered by {shares}")
+    def look_around(self) -> list[str]:
+        """Return commands for a person on this host that look into the running lab."""
+        user = "" if os.geteuid() == 0 else "--user --preserve-credentials "
+        enter = f"nsenter --target {self.lab.world.pid} {user}--net --mount --pid"
+        node = self.lab.names[0]
+        status = f"{sys.executable} -m nlbfarm.cli status --config {ROOT}/{node}/farm.toml"
+        return [
+            f"{enter} ip netns exec {node} nft list ruleset",
+            f"{enter} ip netns exec {node} {status} --runtime-dir {ROOT}/{node}/run",
+            f"{enter} ip netns exec {topology.CLIENT} curl http://{topology.VIP}/",
+            f"{enter} bridge fdb show br br0",
+            f"{enter} tail -f {ROOT}/{node}/node.log",
+        ]
 
-    def _crash(self) -> tuple[int, ...]:
-        names = [name for name in self.lab.names if name != self._victim]
-        lost = [b for b, owner in enumerate(self.lab.settle()) if owner == self.lab.id_of(self._victim)]
-        time.sleep(random.uniform(0, 0.1))  # any phase of the heartbeat
-        self._tell(f"cutting the power of {self._victim}, which serves {len(lost)} buckets")
-        at = self.lab.crash(self._victim)
-        detected = self._detected(names[0]) - at
-        placement = self.lab.settle(*names)
-        settled = time.monotonic()
-        self._tell(
-            f"{names[0]} noticed after {detected * 1000:.0f} ms; now serving: {self._shares(placement)}"
-        )
-        until = settled + max(1.5, self._seconds / 2)
-        self.probing.wait_until(until + 1)
-        outages = self.probing.outages(lost, at).values()
-        served = self.probing.served(settled, until)
-        self.results.crash = Crash(
-            node=self._victim,
-            detect_ms=detected * 1000,
-            outage_ms={
-                "p50": percentile(outages, 0.5) * 1000,
-                "p99": percentile(outages, 0.99) * 1000,
-                "max": max(outages) * 1000,
-            },
-            requests_failed=self.probing.failed(at, settled),
-            buckets_unserved_after=sum(not counter for counter in served),
-            buckets_double_served=len({double.bucket for double in self.probing.doubles(settled)}),
-        )
-        worst = self.results.crash.outage_ms
-        self._tell(
-            f"its buckets were answered again after {worst['p50']:.0f} ms (median) to {worst['max']:.0f} ms"
-        )
-        return placement
-
-    def _detected(self, peer: str) -> float:
-        """Wait until ``peer`` takes the victim for lost; returns when, seconds on the monotonic clock."""
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            now = time.monotonic()
-            nodes = self.lab.status(peer)["nodes"]
-            if not next(node["heard"] for node in nodes if node["name"] == self._victim):
-                return now
-            time.sleep(_POLL)
-        raise LabError(f"{peer} still hears {self._victim}, 20 s after its power was cut")
-
-    def _rejoin(self, before: tuple[int, ...]) -> None:
-        self._tell(f"{self._victim} boots again; its nlbfarm-node starts, as its service manager would do")
-        self.lab.boot(self._victim)
-        at = time.monotonic()
-        self.lab.start(self._victim)
-        placement = self.lab.settle(timeout=30)
-        settled = time.monotonic()
-        moved = sum(old != new for old, new in zip(before, placement, strict=True))
-        self.probing.wait_until(settled + 1.5)
-        self.results.rejoin = Rejoin(moved, settled - at, self.probing.failed(at, settled + 0.3))
-        self._tell(f"{self._victim} has its share again after {settled - at:.1f} s; {moved} buckets moved")
-
-    def _shares(self, placement: tuple[int, ...]) -> str:
-        counts = Counter(placement)
-        return ", ".join(
-            f"{self.lab.names[owner - 1]} ({counts[owner]})" for owner in sorted(counts) if owner
-        )
-
-
-def _finite(milliseconds: float) -> float | None:
-    """Return a number that JSON knows; ``None`` for never."""
-    return round(milliseconds, 1) if milliseconds != float("inf") else None
+    def _play(self, play: Sequence[Act]) -> None:
+        for act in play:
+            self.results.measurements.append(act(self._stage))

@@ -23,6 +23,9 @@ __all__ = [
     "CLIENT",
     "CLIENT_ADDRESSES",
     "MAX_NODES",
+    "NETWORKS",
+    "PROBER_ADDRESSES",
+    "TALKER_ADDRESS",
     "VIP",
     "add_client",
     "add_node",
@@ -35,6 +38,13 @@ __all__ = [
 VIP = IPv4Address("192.0.2.100")
 CLIENT = "client"
 CLIENT_ADDRESSES = tuple(IPv4Address("192.0.2.201") + offset for offset in range(4))
+TALKER_ADDRESS = CLIENT_ADDRESSES[0]
+"""Where the talker's connections come from; nobody else uses its ports from 10,000 on."""
+
+PROBER_ADDRESSES = CLIENT_ADDRESSES[1:]
+"""Where the prober's connections come from; the last one holds connections."""
+
+NETWORKS = 2
 MAX_NODES = 32
 
 _BRIDGES = ("br0", "br1")
