@@ -2,7 +2,12 @@
 
 - ``clock``           ``FakeClock``: time that passes when the test says so
 - ``filter_backend``  ``check_filter_backend_contract``: what every ``FilterBackend`` must keep
-- ``farm``            a whole farm of cores in simulated time, with a network that loses and delays
+- ``farm``            a whole farm of cores in simulated time: ``world``, ``hosts``, ``network``, ``clients``
+- ``invariants``      what must hold in it at every step
+- ``schedules``       what happens to it, as data; made by ``chance``, run in numbers by ``batch``, made small
+                      by ``shrink``
+- ``breaks``          rules of the protocol that can be disabled, to see that it is noticed
+- ``simulate``        the command: ``python -m nlbfarm.testing.simulate``
 - ``heartbeat``       the conformance check for ``Heartbeat``
 - ``vip``             the conformance check for ``VIPManager``
 

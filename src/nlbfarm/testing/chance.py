@@ -1,0 +1,332 @@
+"""Random schedules: the seed decides everything.
+
+There are families: *faults* (whatever may happen to nodes; no link is ever cut), *cuts* (whatever may
+happen to links), *everything*, *planned* (what an administrator does; no connection may break) and
+*upgrade* (a farm of two wire versions).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+from nlbfarm.testing.schedules import Action, Schedule
+
+__all__ = ["FAMILIES", "random_schedule"]
+
+FAULTS = (
+    *(
+        "crash",
+        "kill",
+        "freeze",
+        "pause",
+        "start",
+        "restart",
+        "restart",
+        "stop",
+        "upgrade",
+        "health",
+        "damage",
+    ),
+    *("admin", "power", "replay"),
+)
+CUTS = ("cut", "one-way", "one-way", "one-way", "partition", "heal", "heal", "start", "restart")
+PLANNED = ("start", "start", *("admin",) * 3, "power", "stop", "upgrade", "health", "add", "add", "remove")
+
+FREEZES_S = (0.2, 0.3, 0.35, 0.45, 0.5, 0.6, 1.0, 2.0)
+GAPS_S = (0.0, 0.01, 0.05, 0.3, 0.7, 1.5)
+
+
+def random_schedule(seed: int, nodes: tuple[int, int] = (2, 32), family: str | None = None) -> Schedule:
+    """Return the schedule that belongs to ``seed``.
+
+    Args:
+        seed: Any integer.
+        nodes: Fewest and most nodes; most schedules are near the fewest.
+        family: One of ``FAMILIES``; by default chance decides.
+    """
+    rng = random.Random(f"{seed} {nodes} {family}")
+    family = family or rng.choices(list(FAMILIES), [3, 2, 3, 4, 1])[0]
+    fewest, most = nodes
+    size = fewest + min(int(rng.expovariate(0.7)), 3)
+    if rng.random() < 0.015:
+        size = rng.randint(fewest, min(most, fewest + 8))
+    if rng.random() < 0.0003:
+        size = rng.randint(fewest, most)
+    size = min(size, most)
+    conditions = Schedule(
+        seed=seed,
+        nodes=size,
+        groups=rng.choices([1, 2, 8], [20, 4, 1])[0],
+        codec=rng.random() < 0.05,
+        ordered=rng.random() < 0.5,
+        networks=rng.choices([1, 2], [9, 1])[0],
+        duplicate=rng.choice([0.0, 0.0, 0.1]),
+        delay_s=rng.choice([(0.0001, 0.001), (0.0001, 0.001), (0.001, 0.02)]),
+        clock_error=rng.choice([0.0, 0.0005, 0.0005, 0.02]),
+        slow_turns=rng.choice([(0.0, 0.0), (0.0, 0.0), (0.02, 0.04)]),
+        apply_s=rng.choices([(0.0001, 0.003), (0.005, 0.1)], [3, 1])[0],
+        connections_per_s=rng.choice([0.0, 20.0, 60.0]),
+        connection_life_s=rng.choice([0.1, 0.5, 2.0]),
+        takeover_grace=rng.choice([0.3, 1.0, 2.0]),
+        restart_grace=rng.choice([1.0, 3.0]),
+        drain_timeout=rng.choice([0.5, 2.0, 60.0]),
+    )
+    return FAMILIES[family](rng, conditions)
+
+
+class _Agenda:
+    """Collects actions, with a rough idea of which nodes run."""
+
+    def __init__(self, rng: random.Random, nodes: int) -> None:
+        self.rng = rng
+        self.ids = list(range(1, nodes + 1))
+        self.up: set[int] = set()
+        self.actions: list[Action] = []
+        self.now = 0.0
+
+    def add(self, kind: str, *nodes: int, value: float | str = 0.0) -> None:
+        """Put an action down for the present."""
+        self.actions.append(Action(round(self.now, 4), kind, nodes, value))
+
+    def begin(self, late: float) -> None:
+        """Start every node, but a share of ``late``."""
+        for node in self.ids:
+            if node == 1 or self.rng.random() >= late:
+                self.now = self.rng.uniform(0.0, 0.6)
+                self.add("start", node)
+                self.up.add(node)
+        self.now = self.rng.uniform(0.3, 2.2)
+
+    def wait(self, longest: float = 1.5) -> None:
+        """Let some time pass, often next to none."""
+        self.now += min(self.rng.choice(GAPS_S), longest) * self.rng.random() * 2
+
+    def one(self, nodes: set[int] | list[int]) -> int:
+        """Return one of ``nodes``, or of all if there are none."""
+        return self.rng.choice(sorted(nodes) or self.ids)
+
+    def done(self) -> tuple[Action, ...]:
+        """Return the actions in their order."""
+        return tuple(sorted(self.actions, key=lambda action: action.at))
+
+
+def _happen(agenda: _Agenda, kind: str) -> None:
+    """Put one thing of ``kind`` down."""
+    rng, ids, up = agenda.rng, agenda.ids, agenda.up
+    match kind:
+        case "crash" | "kill" | "stop":
+            node = agenda.one(up)
+            agenda.add(kind, node, value="now" if kind == "stop" and rng.random() < 0.3 else 0.0)
+            up.discard(node)
+        case "restart":
+            node = agenda.one(up)
+            agenda.add(rng.choice(["crash", "kill"]), node)
+            agenda.wait()
+            agenda.add("forget" if rng.random() < 0.2 else "start", node)
+        case "replay":
+            node = agenda.one(set(ids) - up)
+            agenda.add("crash", node)
+            agenda.add("replay", node)
+            up.discard(node)
+        case "start":
+            node = agenda.one(set(ids) - up)
+            agenda.add("start", node)
+            up.add(node)
+        case "upgrade":
+            agenda.add("upgrade", agenda.one(up), value=round(rng.uniform(0.01, 0.8), 3))
+        case "freeze":
+            agenda.add("freeze", agenda.one(up), value=rng.choice(FREEZES_S))
+        case "pause":
+            agenda.add("pause", agenda.one(up), value=rng.choice([0.2, 0.45, 0.6, 2.0]))
+        case "health":
+            agenda.add(rng.choice(["healthy", "unhealthy"]), agenda.one(up))
+        case "damage":
+            agenda.add("damage", agenda.one(up))
+        case "admin":
+            what = rng.choice(["drain", "stop", "run", "run"])
+            agenda.add("admin", agenda.one(up), value=what + (" now" if rng.random() < 0.2 else ""))
+        case "power":
+            agenda.add("power", agenda.one(up), value=rng.choice([0, 1, 2, 5]))
+        case "cut" | "one-way":
+            agenda.add("cut", *rng.sample(ids, 2), value="one-way" if kind == "one-way" else 0.0)
+        case "partition":
+            agenda.add("partition", *sorted(rng.sample(ids, rng.randint(1, len(ids) - 1))))
+        case "network":
+            agenda.add("network", value=rng.choice([0, 1]))
+        case _:
+            agenda.add(kind)
+
+
+def _unplanned(rng: random.Random, conditions: Schedule, kinds: tuple[str, ...], *, strict: bool) -> Schedule:
+    agenda = _Agenda(rng, conditions.nodes)
+    agenda.begin(late=0.2)
+    if conditions.networks == 2 and not strict:
+        kinds = (*kinds, "network")
+    for _ in range(rng.randint(1, 8)):
+        _happen(agenda, rng.choice(kinds))
+        agenda.wait()
+    agenda.add("heal")
+    majority = rng.random() < 0.1
+    sides: tuple[tuple[int, ...], ...] = ()
+    rest: tuple[int, ...] = ()
+    if not strict and not majority and rng.random() < 0.3:
+        side = set(rng.sample(agenda.ids, rng.randint(1, conditions.nodes - 1)))
+        sides = (tuple(sorted(side)), tuple(sorted(set(agenda.ids) - side)))
+    elif not majority and rng.random() < 0.3:
+        rest = tuple(sorted(rng.sample(agenda.ids, rng.randint(1, conditions.nodes - 1))))
+    return replace(
+        conditions,
+        actions=agenda.done(),
+        strict=strict,
+        majority=majority,
+        sides=sides,
+        rest=rest,
+        loss=rng.choice([0.0, 0.0, 0.02, 0.05]),
+    )
+
+
+def _faults(rng: random.Random, conditions: Schedule) -> Schedule:
+    return _unplanned(rng, conditions, FAULTS, strict=True)
+
+
+def _cuts(rng: random.Random, conditions: Schedule) -> Schedule:
+    return _unplanned(rng, conditions, CUTS, strict=False)
+
+
+def _everything(rng: random.Random, conditions: Schedule) -> Schedule:
+    return _unplanned(rng, conditions, FAULTS + CUTS, strict=False)
+
+
+def _upgrade(rng: random.Random, conditions: Schedule) -> Schedule:
+    """Nodes of two wire versions; one after the other is upgraded, while other things happen."""
+    agenda = _Agenda(rng, conditions.nodes)
+    agenda.begin(late=0.1)
+    old = sorted(rng.sample(agenda.ids, rng.randint(1, conditions.nodes)))
+    for node in old:
+        agenda.add("upgrade", node, value=round(rng.uniform(0.01, 0.8), 3))
+        agenda.wait()
+        if rng.random() < 0.4:
+            _happen(agenda, rng.choice(FAULTS))
+            agenda.wait()
+    return replace(conditions, actions=agenda.done(), strict=True, old=tuple(old))
+
+
+class _Administrator:
+    """Plans changes for a running farm so that somebody is left to serve, and no connection need break."""
+
+    def __init__(self, agenda: _Agenda, restart_grace: float) -> None:
+        self.agenda = agenda
+        self.rng = agenda.rng
+        self.restart_grace = restart_grace
+        self.able = set(agenda.up)
+        """Nodes that can be counted on; one that was taken out of service is not counted on again."""
+        self.named = set(agenda.ids)
+        """Nodes that the configuration names."""
+        self.taken_out: set[int] = set()
+
+    def leave_out(self) -> None:
+        """Begin with a configuration that does not name some of the nodes that are not there yet."""
+        absent = {node for node in set(self.named) - self.agenda.up if self.rng.random() < 0.5}
+        if absent:
+            self.named -= absent
+            agenda, now = self.agenda, self.agenda.now
+            agenda.now = 0.0
+            for node in sorted(self.named):
+                agenda.add("reload", node, *sorted(self.named - {node}))
+            agenda.now = now
+
+    def change(self, kind: str) -> None:
+        """Put one change of ``kind`` down, if it can be made now."""
+        rng, agenda = self.rng, self.agenda
+        keep = min(self.able) if rng.random() < 0.5 else max(self.able)
+        spare = sorted(self.able - {keep})
+        match kind:
+            case "start":
+                for node in sorted(self.named - agenda.up)[:1]:
+                    agenda.add("start", node)
+                    agenda.up.add(node)
+            case "admin" if spare:
+                agenda.add("admin", self._take_out(rng.choice(spare)), value=rng.choice(["drain", "stop"]))
+            case "admin" if self.taken_out:
+                agenda.add("admin", agenda.one(self.taken_out), value="run")
+            case "power" if spare:
+                agenda.add("power", rng.choice(spare), value=rng.choice([0, 1, 2, 5]))
+            case "health" if spare:
+                node = self._take_out(rng.choice(spare))
+                agenda.add("unhealthy", node)
+                agenda.wait()
+                agenda.add("healthy", node)
+            case "stop" if spare:
+                node = self._take_out(rng.choice(spare))
+                agenda.add("stop", node)
+                agenda.up.discard(node)
+            case "upgrade" if spare:
+                gap = self.restart_grace * 0.8 * rng.random() * rng.random()
+                agenda.add("upgrade", self._take_out(rng.choice(spare)), value=round(gap, 3))
+            case "add":
+                absent = sorted(set(agenda.ids) - self.named)
+                if absent:
+                    self.named.add(absent[0])
+                    self._reload()
+            case "remove":
+                self._remove(spare)
+            case _:
+                pass
+
+    def _take_out(self, node: int) -> int:
+        self.able.discard(node)
+        self.taken_out.add(node)
+        return node
+
+    def _remove(self, spare: list[int]) -> None:
+        """Take a node out of the configuration: one that is not there, or one that is stopped first."""
+        agenda, rng = self.agenda, self.rng
+        gone = sorted(self.named - agenda.up)[:1] or ([rng.choice(spare)] if spare else [])
+        for node in gone:
+            if node in agenda.up:
+                agenda.add("admin", self._take_out(node), value="stop")
+                agenda.now += rng.uniform(0.5, 2.0)
+            self.named.discard(node)
+            self.taken_out.discard(node)
+            self._reload()
+
+    def _reload(self) -> None:
+        """Load the new configuration on each node that is there, in any order."""
+        agenda, rng = self.agenda, self.rng
+        for node in rng.sample(sorted(self.named), len(self.named)):
+            agenda.add("reload", node, *sorted(self.named - {node}))
+            agenda.now += rng.choice([0.0, 0.1, 0.6]) * rng.random()
+
+
+def _planned(rng: random.Random, conditions: Schedule) -> Schedule:
+    """What an administrator does who leaves somebody to serve: no connection breaks."""
+    agenda = _Agenda(rng, conditions.nodes)
+    agenda.begin(late=0.3)
+    administrator = _Administrator(agenda, conditions.restart_grace)
+    administrator.leave_out()
+    agenda.now = max(agenda.now, 1.7)
+    for _ in range(rng.randint(1, 7)):
+        agenda.wait()
+        administrator.change(rng.choice(PLANNED))
+    missing = tuple(sorted(set(agenda.ids) - administrator.named))
+    return replace(
+        conditions,
+        actions=agenda.done(),
+        strict=True,
+        planned=True,
+        rest=missing,
+        connections_per_s=rng.choice([20.0, 60.0]),
+        connection_life_s=rng.choice([0.3, 1.0, 3.0]),
+    )
+
+
+FAMILIES: dict[str, Callable[[random.Random, Schedule], Schedule]] = {
+    "faults": _faults,
+    "cuts": _cuts,
+    "everything": _everything,
+    "planned": _planned,
+    "upgrade": _upgrade,
+}
+"""What kinds of schedules there are."""
