@@ -75,6 +75,23 @@ def test_levels() -> None:
     assert len(lines(use, level="debug")) == 4
 
 
+def test_the_level_can_be_changed_while_it_runs() -> None:
+    def use() -> None:
+        log = structlog.get_logger("nlbfarm.node")
+        log.info("first.info")
+        logs.set_level("warning")
+        log.info("second.info")
+        log.warning("second.warning")
+        logs.set_level("debug")
+        log.debug("third.debug")
+
+    assert [json.loads(line)["event"] for line in lines(use)] == [
+        "first.info",
+        "second.warning",
+        "third.debug",
+    ]
+
+
 def test_messages_of_libraries_become_events() -> None:
     def use() -> None:
         logging.getLogger("asyncio").warning("slow %s", "callback")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,19 @@ def test_notices(systemd: socket.socket) -> None:
         b"STATUS=WAIT: page",
         b"STOPPING=1",
     ]
+
+
+def test_a_reload_and_a_long_end(systemd: socket.socket) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": systemd.getsockname()})
+    before = time.monotonic_ns() // 1000
+    notifier.reloading()
+    notifier.ready()
+    notifier.extend(10.0)
+    notifier.close()
+    reloading, micros = systemd.recv(1000).split(b"\nMONOTONIC_USEC=")
+    assert reloading == b"RELOADING=1"
+    assert before <= int(micros) <= time.monotonic_ns() // 1000
+    assert [systemd.recv(1000) for _ in range(2)] == [b"READY=1", b"EXTEND_TIMEOUT_USEC=10000000"]
 
 
 def test_abstract_name() -> None:

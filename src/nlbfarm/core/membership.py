@@ -270,7 +270,8 @@ class Membership:
                 self.leave(now, "deaf", by=me)
             return
         kept = largest_clique(
-            {me, *live}, broken_links(self._hearing, self.settings, live, self._member_since, now)
+            {me, *live},
+            broken_links(self._hearing, self.settings, live, self._member_since, self.inside_since, now),
         )
         if me not in kept:
             self.leave(now, "links_broken", by=me)

@@ -57,9 +57,18 @@ def broken_links(
     settings: Settings,
     live: Mapping[int, Peer],
     member_since: Mapping[Member, float],
+    inside_since: float,
     now: float,
 ) -> dict[int, set[int]]:
-    """Return the pairs of live members of which one no longer hears the other, as fresh words say."""
+    """Return the pairs of live members of which one no longer hears the other, as fresh words say.
+
+    Args:
+        hearing, settings: This node's.
+        live: The other live members.
+        member_since: Since when each has been a member.
+        inside_since: Since when this node has been inside a view: the others need time to answer it.
+        now: The present.
+    """
     me = settings.node
     fresh = FRESH_INTERVALS * settings.interval
     broken: dict[int, set[int]] = {}
@@ -68,7 +77,7 @@ def broken_links(
         settled = now - member_since.get(Member(peer.node, peer.incarnation), now)
         if settled < settings.detection:
             continue
-        if not hearing.hears_us(peer, now):
+        if now - inside_since >= settings.detection and not hearing.hears_us(peer, now):
             broken.setdefault(me, set()).add(peer.node)
         for other in speakers:
             if other is not peer and not peer.hears(other.node, other.incarnation):

@@ -35,6 +35,7 @@ CUTS = ("cut", "one-way", "one-way", "one-way", "partition", "heal", "heal", "st
 PLANNED = ("start", "start", *("admin",) * 3, "power", "stop", "upgrade", "health", "add", "add", "remove")
 
 FREEZES_S = (0.2, 0.3, 0.35, 0.45, 0.5, 0.6, 1.0, 2.0)
+PAUSES_S = (0.3, 0.5, 0.6, 1.0, 2.0)
 GAPS_S = (0.0, 0.01, 0.05, 0.3, 0.7, 1.5)
 
 
@@ -139,7 +140,7 @@ def _happen(agenda: _Agenda, kind: str) -> None:
         case "freeze":
             agenda.add("freeze", agenda.one(up), value=rng.choice(FREEZES_S))
         case "pause":
-            agenda.add("pause", agenda.one(up), value=rng.choice([0.2, 0.45, 0.6, 2.0]))
+            agenda.add("pause", agenda.one(up), value=rng.choice(PAUSES_S))
         case "health":
             agenda.add(rng.choice(["healthy", "unhealthy"]), agenda.one(up))
         case "damage":
