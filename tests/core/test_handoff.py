@@ -112,11 +112,10 @@ def change(
     kept: int = ALL,
     gained: int = 0,
     contested: int = 0,
-    remembered: int = 0,
     drain: bool = True,
 ) -> BucketStates | None:
     """Let the filter do the change that is due; return the states that follow, or ``None``."""
-    command = handoff.change((kept,), (gained,), (contested,), now, remembered=(remembered,), drain=drain)
+    command = handoff.change((kept,), (gained,), (contested,), now, drain=drain)
     if command is None:
         return None
     assert isinstance(command, ApplyFilter)
@@ -127,7 +126,7 @@ def change(
 def test_a_bucket_that_is_given_away_is_announced_as_held_until_the_filter_has_let_go() -> None:
     handoff = started()
     change(handoff, 0.0, gained=0b11)
-    command = handoff.change((0b01,), (0,), (0,), 1.0, remembered=(0,))
+    command = handoff.change((0b01,), (0,), (0,), 1.0)
     assert command is not None
     assert (handoff.holding, handoff.draining) == ((0b11,), (0,))
     handoff.filter_applied(command.serial, 1.001)
@@ -207,13 +206,3 @@ def test_flows_of_an_earlier_process_are_drained_from_the_start() -> None:
     handoff = started({"web": {3: 2}})
     assert change(handoff, 0.0) == BucketStates(drain=0b1000)
     assert handoff.flows_left == {"web": {3: 2}}
-
-
-def test_what_is_remembered_of_a_silent_node_is_announced_to_who_comes_later() -> None:
-    handoff = started()
-    change(handoff, 0.0, gained=0b11, contested=0b101, remembered=0b101)
-    assert (handoff.holding, handoff.draining, handoff.announced) == ((0b11,), (0,), (0b100,))
-    change(handoff, 1.0, kept=0b10, contested=0b101, remembered=0b101)
-    assert (handoff.draining, handoff.announced) == ((0b001,), (0b101,))
-    change(handoff, 2.0)
-    assert handoff.announced == handoff.draining

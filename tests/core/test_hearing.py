@@ -6,7 +6,7 @@ from nlbfarm.core.hearing import SENT_KEPT, Arrival, Hearing
 
 
 def hearing() -> Hearing:
-    return Hearing(settings())
+    return Hearing(settings(), 0.0)
 
 
 def test_a_peer_is_lost_after_the_detection_time_and_not_before() -> None:

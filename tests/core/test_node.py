@@ -109,8 +109,12 @@ def test_a_node_first_listens_then_forms_a_view_then_waits_then_serves() -> None
     assert play.node.membership.plan is not None
     assert not of(ApplyFilter, done)
     done = play.run(0.1)
-    assert [c.states["web"].own for c in of(ApplyFilter, done)] == [ALL]  # type: ignore[attr-defined]
+    assert [c.states["web"].adopt for c in of(ApplyFilter, done)] == [ALL]  # type: ignore[attr-defined]
     assert play.node.lease_until > play.now
+    play.run(13.0)
+    assert play.node.applied[0].adopt == ALL  # somebody may come back for his connections
+    play.run(1.0)
+    assert play.node.applied[0].own == ALL
 
 
 def test_a_bucket_is_announced_before_the_filter_is_asked_to_accept_it() -> None:

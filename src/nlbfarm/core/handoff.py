@@ -102,9 +102,6 @@ class Handoff:
         """For each group the buckets of which the filter may accept new flows, now or after ``pending``."""
         self.draining: tuple[Bitmap, ...] = self.holding
         """For each group the buckets of which the filter accepts established flows only."""
-        self.announced: tuple[Bitmap, ...] = self.holding
-        """For each group what is announced as draining: beside that, what is remembered of silent peers.
-        Who joins later cannot know of it, and is to adopt it, too."""
         self.flows_left: Mapping[str, Mapping[int, int]] = {
             name: dict(flows.get(name, {})) for name in settings.groups
         }
@@ -113,7 +110,6 @@ class Handoff:
         self._question = 0
         self._asked: tuple[int, Mapping[str, Bitmap]] | None = None
         self._ask_at = now
-        self._remembered: tuple[Bitmap, ...] = self.holding
         self._batches: list[list[tuple[int, float, Bitmap]]] = []
         """For each group what is drained: by which change, since when, and which buckets."""
         for name in settings.groups:
@@ -159,7 +155,6 @@ class Handoff:
         contested: tuple[Bitmap, ...],
         now: float,
         *,
-        remembered: tuple[Bitmap, ...],
         drain: bool = True,
         give_up: bool = False,
     ) -> ApplyFilter | None:
@@ -170,13 +165,9 @@ class Handoff:
             gained: What may be acquired.
             contested: What others drain or hold, or held lately.
             now: The present.
-            remembered: What of ``contested`` is remembered of silent peers; it is announced.
             drain: Whether buckets that are given away are drained; if not, their connections break.
             give_up: Do not drain any longer what is drained already.
         """
-        if self._remembered != remembered:
-            self._remembered = remembered
-            self._tell()
         if self.pending is not None:
             return None
         wanted = []
@@ -221,10 +212,6 @@ class Handoff:
         self.holding = tuple(one.own | one.adopt | two.own | two.adopt for one, two in pairs)
         self.draining = tuple(
             (one.drain | two.drain) & ~held for (one, two), held in zip(pairs, self.holding, strict=True)
-        )
-        self.announced = tuple(
-            (drained | known) & ~held
-            for drained, known, held in zip(self.draining, self._remembered, self.holding, strict=True)
         )
 
     # -- established flows -----------------------------------------------------------------

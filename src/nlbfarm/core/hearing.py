@@ -10,7 +10,7 @@ import enum
 from collections.abc import Iterator
 from operator import or_
 
-from nlbfarm.core.buckets import Bitmap
+from nlbfarm.core.buckets import ALL, Bitmap
 from nlbfarm.core.settings import Settings
 from nlbfarm.core.wire import OLDEST, VERSION, Heartbeat, NodeState
 
@@ -94,10 +94,16 @@ class Peer:
 
 
 class Hearing:
-    """The peers of one node."""
+    """The peers of one node.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: This node's.
+        now: The present: it listens from now on.
+    """
+
+    def __init__(self, settings: Settings, now: float) -> None:
         self._settings = settings
+        self._listens_since = now
         self._sent: dict[int, float] = {}
         self.peers: dict[int, Peer] = {}
         """Every peer ever heard, by rising id."""
@@ -176,27 +182,22 @@ class Hearing:
         returning = word.state is NodeState.STOP and any(word.draining)
         return self._settings.restart_grace if returning else self._settings.takeover_grace
 
-    def contested(self, now: float) -> tuple[tuple[Bitmap, ...], tuple[Bitmap, ...]]:
+    def contested(self, now: float) -> tuple[Bitmap, ...]:
         """Return for each group the buckets whose established flows may be another node's.
 
-        Returns:
-            First all of them: those that a peer announces as draining or holding, and those *remembered*.
-            Then the remembered ones alone: what a silent peer was last known to hold or drain, for a grace. A
-            peer that speaks again, in whichever life, announces what it found by itself.
+        Those are the buckets that a peer announces as draining or holding, and for a grace those that a
+        silent peer was last known to hold or drain. A peer that speaks again, in whichever life, announces
+        what it found by itself. Who has not listened for the longest grace cannot know: then it is all of
+        them.
         """
+        if now < self._listens_since + self._settings.restart_grace:
+            return (ALL,) * len(self._settings.groups)
         found = [0] * len(self._settings.groups)
-        remembered = [0] * len(found)
         for peer in self.peers.values():
-            if not peer.claims:
-                continue
-            if peer.lost_since is None:
+            if peer.claims and (peer.lost_since is None or now < peer.lost_since + self.grace(peer)):
                 for index, bitmap in enumerate(peer.claims[: len(found)]):
                     found[index] |= bitmap
-            elif now < peer.lost_since + self.grace(peer):
-                for index, bitmap in enumerate(peer.claims[: len(found)]):
-                    found[index] |= bitmap
-                    remembered[index] |= bitmap
-        return tuple(found), tuple(remembered)
+        return tuple(found)
 
     def judge(self, now: float) -> dict[int, Peer]:
         """Return the peers that are not lost, by id, and take note since when the others are."""
@@ -211,6 +212,7 @@ class Hearing:
 
     def deadlines(self) -> Iterator[float]:
         """Yield when a peer is lost, and when a lost one is remembered no longer."""
+        yield self._listens_since + self._settings.restart_grace
         for peer in self.peers.values():
             if peer.lost_since is None:
                 yield self.lost_at(peer)

@@ -95,7 +95,7 @@ class Node:
         self.settings = settings
         self.incarnation = incarnation
         self.sequence = 0
-        self.hearing = Hearing(settings)
+        self.hearing = Hearing(settings, now)
         self.membership = Membership(settings, self.hearing, now)
         self.condition = Condition(settings.node, resources, admin)
         self.powers = settings.powers
@@ -410,9 +410,9 @@ class Node:
             peer.version >= ADOPTS or now - peer.first_heard < settings.detection for peer in heard.values()
         )
         cut = self._leaving.cut(now)
-        contested, remembered = self.hearing.contested(now)
+        contested = self.hearing.contested(now)
         return handoff.change(
-            kept, gained, contested, now, remembered=remembered, drain=adopted and not cut, give_up=cut
+            kept, gained, contested, now, drain=adopted and not cut, give_up=cut or not adopted
         )
 
     def _given(self, plan: Plan) -> tuple[Bitmap, ...]:

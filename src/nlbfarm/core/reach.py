@@ -72,11 +72,14 @@ def broken_links(
     me = settings.node
     fresh = FRESH_INTERVALS * settings.interval
     broken: dict[int, set[int]] = {}
-    speakers = [peer for peer in live.values() if now - peer.last_heard <= fresh]
+
+    def settled(peer: Peer) -> bool:
+        """Whether others have had the time to hear it, and we to hear of that."""
+        since = max(member_since.get(Member(peer.node, peer.incarnation), now), peer.first_heard)
+        return now - since >= settings.detection and now - peer.last_heard <= fresh
+
+    speakers = [peer for peer in live.values() if settled(peer)]
     for peer in speakers:
-        settled = now - member_since.get(Member(peer.node, peer.incarnation), now)
-        if settled < settings.detection:
-            continue
         if now - inside_since >= settings.detection and not hearing.hears_us(peer, now):
             broken.setdefault(me, set()).add(peer.node)
         for other in speakers:

@@ -34,7 +34,7 @@ class Word:
         plan = membership.plan
         view = membership.deferral if plan is None else plan.view.epoch
         known = membership.known_epoch
-        return state, known, plan is None, view, powers, handoff.holding, handoff.announced, incarnation
+        return state, known, plan is None, view, powers, handoff.holding, handoff.draining, incarnation
 
     def digest(self, plan: Plan) -> bytes:
         """Return the digest by which ``plan`` is announced, worked out once a plan."""
@@ -82,5 +82,5 @@ class Word:
             ),
             powers=powers,
             holding=self._handoff.holding,
-            draining=self._handoff.announced,
+            draining=self._handoff.draining,
         )

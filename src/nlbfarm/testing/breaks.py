@@ -153,7 +153,7 @@ def _without_draining(change: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _adopting_nothing(contested: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, now: tuple((0,) * len(part) for part in contested(self, now))
+    return lambda self, now: (0,) * len(contested(self, now))
 
 
 def _taking_every_word(arrived: Callable[..., Any]) -> Callable[..., Any]:
