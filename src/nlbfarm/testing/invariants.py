@@ -29,7 +29,7 @@ class ViolationError(AssertionError):
     """An invariant does not hold; the message has the seed, the time and the newest events.
 
     Args:
-        rule: Its name: ``I1`` to ``I4``, or ``STUCK``.
+        rule: Its name: ``I1`` to ``I4``, or ``STUCK``, ``FLOOD``, ``ERROR``.
         message: What was seen.
     """
 

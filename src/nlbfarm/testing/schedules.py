@@ -194,7 +194,7 @@ def _until_whole(farm: SimulatedFarm, schedule: Schedule) -> None:
     bound = farm.now + QUIET_S + schedule.nodes / 32
     sides = _judged(schedule)
     whole_since: float | None = None
-    while farm.now < bound:
+    while farm.now < max(bound, farm.restarted_at + QUIET_S):
         farm.run(farm.now + LOOK_S)
         if any(farm.invariants.hole(side) for side in sides) or (
             schedule.planned and farm.invariants.waiting()

@@ -47,6 +47,9 @@ FLOWS_S = (0.001, 0.02)
 REPLAY_S = 0.07
 """How often a recorded heartbeat is repeated."""
 
+FLOOD = 600
+"""So many datagrams a second, from each node to each, mean that they do nothing but answer one another."""
+
 STUCK = 20_000
 """So many steps without time passing mean that somebody goes round in circles."""
 
@@ -102,10 +105,14 @@ class World:
         """Datagrams sent so far."""
         self.keep_running: frozenset[int] = frozenset()
         """Nodes whose process is started again when it ends."""
+        self.restarted_at = 0.0
+        """When a process that had ended was last started again."""
         self.slow_turns = slow_turns
         self.apply_s = apply_s
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
+        self._flood = FLOOD * nodes * nodes
+        self._flood_since = -1.0
         self._recorded: dict[int, Heartbeat] = {}
         self._codec = Codec("simulated", Keyring({1: bytes(32)}, active=1)) if codec else None
         self.groups = tuple(f"group{index}" for index in range(groups))
@@ -158,8 +165,18 @@ class World:
                 steps, begun = 0, self.now
             elif steps > STUCK:
                 self.fail("STUCK", f"{STUCK} steps, and no time has passed")
+            if self.datagrams > self._flood:
+                self._judge_flood()
         self.now = until
         check.after_step()
+
+    def _judge_flood(self) -> None:
+        """See whether nodes do nothing but answer each other."""
+        nodes = len(self.hosts)
+        since, self._flood_since = self._flood_since, self.now
+        if self.now - since < 1.0:
+            self.fail("FLOOD", f"more than {FLOOD} datagrams a second from each node to each")
+        self._flood = self.datagrams + FLOOD * nodes * nodes
 
     # -- the host --------------------------------------------------------------------------
 
@@ -278,6 +295,7 @@ class World:
             if host.back_after is not None:
                 host.version = VERSION
             host.back_after = None
+            self.restarted_at = self.now
             self.start(host.node_id)
 
     def _lease(self, host: SimulatedHost, until: float) -> None:
