@@ -1,5 +1,7 @@
 """Rule 1: who is heard, and who acknowledges."""
 
+from dataclasses import replace
+
 from tests.core.words import settings, word
 
 from nlbfarm.core.hearing import SENT_KEPT, Arrival, Hearing
@@ -99,3 +101,14 @@ def test_the_memory_of_sent_heartbeats_is_bounded() -> None:
         peers.sent(sequence, float(sequence))
     peers.arrived(word(2, hears={1: (7, 3)}), 0, 600.0, 7)
     assert peers.peers[2].acked_at is None
+
+
+def test_an_old_word_of_a_node_that_was_forgotten_and_named_again_is_no_news() -> None:
+    configured = settings()
+    hearing = Hearing(configured, 0.0)
+    hearing.arrived(word(2, 7), 0, 1.0, 1)
+    hearing.configure(replace(configured, nodes={1: "web1", 3: "web3"}))
+    hearing.configure(configured)
+    assert hearing.arrived(word(2, 6), 0, 2.0, 1) is Arrival.DUPLICATE
+    assert list(hearing.heard(2.0)) == []
+    assert hearing.arrived(word(2, 8), 0, 3.0, 1) is Arrival.NEWS

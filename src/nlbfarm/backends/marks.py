@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 __all__ = ["LABEL_BIT", "LEASES_MS", "MAX_LEASE_S", "RENEW_PORT", "Marks", "lease_step"]
 
-LEASES_MS = (25, 50, 75, 100, 150, 200, 250, 300, 400, 500, 750, 1000)
-"""Lengths of a lease that the kernel knows, in milliseconds; a lease is rounded down to one of them."""
+LEASES_MS = (*range(25, 325, 25), 400, 500, 750, 1000)
+"""Lengths of a lease that the kernel knows, in milliseconds; a lease is rounded down to one of them.
+
+Fine where a short lease has to last to the next turn, an interval (100 ms) later.
+"""
 
 MAX_LEASE_S = LEASES_MS[-1] / 1000
 """The longest lease, in seconds."""

@@ -107,14 +107,19 @@ class Hearing:
         self._sent: dict[int, float] = {}
         self.peers: dict[int, Peer] = {}
         """Every peer ever heard, by rising id."""
+        self._counted: dict[int, tuple[int, int]] = {}
         self.patience = 0.0
         """Seconds added to the detection time while we ourselves run late."""
 
     def configure(self, settings: Settings) -> None:
-        """Go by other settings from now on; who is no longer configured is forgotten."""
+        """Go by other settings from now on; who is no longer configured is forgotten.
+
+        Not how far it had counted: should it come back, an old datagram of it is no news.
+        """
         self._settings = settings
         for node in set(self.peers) - set(settings.nodes):
-            del self.peers[node]
+            word = self.peers.pop(node).heartbeat
+            self._counted[node] = (word.incarnation, word.sequence)
 
     def forget_sent(self) -> None:
         """Start a new life: echoes of the earlier one prove nothing."""
@@ -144,6 +149,10 @@ class Hearing:
         peer = self.peers.get(heartbeat.sender)
         if peer is not None and heartbeat.incarnation < peer.incarnation:
             return Arrival.OLD_LIFE
+        if peer is None and (heartbeat.incarnation, heartbeat.sequence) <= self._counted.get(
+            heartbeat.sender, ()
+        ):
+            return Arrival.DUPLICATE
         if peer is None or heartbeat.incarnation > peer.incarnation:
             peer = Peer(heartbeat.sender, heartbeat, at)
             self.peers = dict(sorted({**self.peers, peer.node: peer}.items()))
