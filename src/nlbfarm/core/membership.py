@@ -198,16 +198,21 @@ class Membership:
             if word.view is None:
                 continue
             if word.inside or any(
-                peer.hears(member.node, member.incarnation) and not self._known_outside(member, own, heard)
+                peer.hears(member.node, member.incarnation)
+                and not self._known_outside(member, word.view, own, heard)
                 for member in word.view.members
             ):
                 yield word.view, peer.node
 
-    def _known_outside(self, member: Member, own: Own, heard: Mapping[int, Peer]) -> bool:
+    def _known_outside(self, member: Member, view: View, own: Own, heard: Mapping[int, Peer]) -> bool:
+        """Whether a member is known to have left ``view``: for another life, a later view, or none."""
         if member == (self.settings.node, own.incarnation):
             return True
         peer = heard.get(member.node)
-        return peer is not None and (peer.incarnation > member.incarnation or not peer.heartbeat.inside)
+        if peer is None:
+            return False
+        follows = peer.heartbeat.view if peer.heartbeat.inside else None
+        return peer.incarnation > member.incarnation or follows is None or follows.epoch > view.epoch
 
     def _defer(self, own: Own, heard: Mapping[int, Peer]) -> None:
         """Defer to the greatest view heard, directly or through an outsider."""
