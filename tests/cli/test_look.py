@@ -185,14 +185,14 @@ def test_status_of_a_node_that_gives_away() -> None:
     group = STATUS["groups"][0] | {"drain": 60, "connections_left": 412}
     told = STATUS | {
         "state": "DRAINING",
-        "reason": "drained by the administrator",
+        "reason": "asked to drain by the administrator",
         "admin": "drain",
         "connections_left": 412,
         "groups": [group],
         "nodes": [peer(1, self=True, power={"web": 3}), peer(2, draining={"web": 9}, power=None)],
     }
     lines = tables.status(told).splitlines()
-    assert lines[0] == "farm shop, node web1 (id 1): DRAINING (drained by the administrator)"
+    assert lines[0] == "farm shop, node web1 (id 1): DRAINING (asked to drain by the administrator)"
     assert lines[2] == "  drained until it is started (nlbfarm-node start), also after a reboot"
     assert lines[3] == "  gives away: 412 connections left in 60 buckets, for at most 60 s"
     assert "  web1: power 3 in group web (configured: 1)" in lines

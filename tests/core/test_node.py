@@ -374,7 +374,7 @@ def test_a_drained_node_owns_nothing_and_serves_its_connections_to_their_end() -
     play.flows = {"web": {7: 1}}
     play._settle(play.feed(AdminChanged(Admin.DRAIN)), True)
     play.run(2.0)
-    assert (play.node.state, play.node.reason) == (NodeState.DRAINING, "drained by the administrator")
+    assert (play.node.state, play.node.reason) == (NodeState.DRAINING, "asked to drain by the administrator")
     assert (play.node.holding, play.node.draining) == ((0,), (1 << 7,))
     assert play.node.flows_left == {"web": {7: 1}}
     assert play.node.membership.plan is not None

@@ -72,8 +72,8 @@ class Condition:
         if self.stopping:
             return NodeState.DRAINING, "restarting" if self.returning else "stopping"
         if self.admin is not Admin.RUN:
-            reason = "drained" if self.admin is Admin.DRAIN else "stopping"
-            return NodeState.DRAINING, f"{reason} by the administrator"
+            what = "drain" if self.admin is Admin.DRAIN else "stop"
+            return NodeState.DRAINING, f"asked to {what} by the administrator"
         if deaf:
             return NodeState.WAIT, DEAF
         missing = [known[1] for known in self.resources.values() if known is not None and not known[0]]

@@ -15,7 +15,7 @@ from nlbfarm.core.commands import Report
 from nlbfarm.core.hearing import Hearing, Peer
 from nlbfarm.core.lease import died
 from nlbfarm.core.placement import place
-from nlbfarm.core.reach import agrees, broken_links, joiners_of, lowest
+from nlbfarm.core.reach import FRESH_INTERVALS, agrees, broken_links, joiners_of, lowest
 from nlbfarm.core.settings import Settings
 from nlbfarm.core.solitude import Solitude
 from nlbfarm.core.views import disjoint, greater, largest_clique, names
@@ -266,6 +266,10 @@ class Membership:
             if all(now - peer.first_heard >= self.settings.detection for peer in limiting):
                 self.leave(now, "unacknowledged", by=me)
             return
+        if heard and all(
+            now - peer.last_heard > FRESH_INTERVALS * self.settings.interval for peer in heard.values()
+        ):
+            return  # all are falling silent, one after the other: the first to be lost is not the news yet
         live = {peer.node: peer for peer in self._live_members(plan, heard)}
         for node in self.retired & live.keys():
             if not live[node].claims and not any(node in placement for placement in plan.placements):

@@ -9,7 +9,7 @@ from nlbfarm.core.settings import Settings
 from nlbfarm.core.views import disjoint
 from nlbfarm.core.wire import Heartbeat, Member, NodeState, Plan
 
-__all__ = ["agrees", "broken_links", "hear_each_other", "joiners_of", "lowest"]
+__all__ = ["FRESH_INTERVALS", "agrees", "broken_links", "hear_each_other", "joiners_of", "lowest"]
 
 FRESH_INTERVALS = 2.5
 """Only the word of a peer heard this recently can show that a link between two others is broken:
