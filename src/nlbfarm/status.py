@@ -55,6 +55,7 @@ async def status(runtime: Runtime) -> dict[str, Any]:
         ),
         "drain_timeout_s": settings.drain_timeout,
         "connections_left": sum(_left(node, group) for group in settings.groups),
+        "connections_cut": administration.cut,
         "incarnation": node.incarnation,
         "epoch": list(plan.view.epoch) if plan is not None else None,
         "inside": plan is not None,

@@ -29,6 +29,7 @@ class Farm:
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.fails: dict[int, NlbfarmError] = {}
         self.orders: dict[int, str] = {}
+        self.ended: dict[int, str] = {}
         self.reload: dict[str, Any] = {}
         self.status = copy.deepcopy(STATUS) | {"drain_timeout_s": 20.0}
         self.status["nodes"] = [peer(1, self=True, networks=[]), peer(2), peer(3)]
@@ -70,7 +71,7 @@ class Farm:
         number = args["number"]
         if number not in self.orders:
             raise UsageError("no order is remembered")
-        return {"number": number, "text": self.orders[number], "ended": None}
+        return {"number": number, "text": self.orders[number], "ended": self.ended.get(number)}
 
     async def reloaded(self, args: Mapping[str, Any]) -> Any:
         return self.reload | {"file": "/etc/shop.toml", "dry_run": args["dry_run"]}
@@ -91,6 +92,7 @@ def invoke(farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     """Serve the farm's control socket in a thread; return what runs a verb."""
     monkeypatch.setattr(waiting, "LOOK_S", 0.01)
     monkeypatch.setattr(waiting, "LINE_S", 0.0)
+    monkeypatch.setattr(waiting, "LAST_WORD_S", 0.05)
     ready, stop = threading.Event(), asyncio.Event()
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -156,7 +158,7 @@ def test_one_that_refuses_does_not_keep_the_others(farm: Farm, invoke: Invoke) -
     farm.fails[2] = NlbfarmError("web2 is not heard from here")
     result = invoke("drain", "web2", "web3", "--json")
     assert result.exit_code == 1
-    assert "web2: web2 is not heard from here" in result.stderr
+    assert "nlbfarm-node: web2 is not heard from here" in result.stderr
     told = json.loads(result.stdout)
     assert [(node["name"], node["ok"], node["reached"]) for node in told["nodes"]] == [
         ("web2", False, False),
@@ -202,6 +204,27 @@ def test_a_stop_of_this_node_is_waited_for(farm: Farm, invoke: Invoke) -> None:
     assert result.exit_code == 0
     assert "web1: stopped" in result.stdout
     assert "web1: 7 connections left in 86 buckets" in result.stderr
+
+
+def test_connections_that_a_drain_cut_are_told(farm: Farm, invoke: Invoke) -> None:
+    def drained(one: Farm) -> None:
+        one.place({1: 0, 2: 0, 3: 256})
+        one.change(1, state="DRAINING")
+        one.change(2, state="DRAINING")
+        one.status["connections_cut"] = 9
+        one.orders[42], one.ended[42] = (
+            "drained, but 3 connections had not ended in time and were cut",
+            "done",
+        )
+
+    farm.status["connections_cut"] = 2
+    farm.steps = [nothing, nothing, nothing, drained]
+    result = invoke("drain", "web1", "web2", "--wait", "--json")
+    assert result.exit_code == 0
+    assert [node["detail"] for node in json.loads(result.stdout)["nodes"]] == [
+        "drained, but 3 connections had not ended in time and were cut",
+        "drained, but 7 connections had not ended in time and were cut",
+    ]
 
 
 def test_waiting_ends_but_what_was_begun_does_not(farm: Farm, invoke: Invoke) -> None:
@@ -267,7 +290,7 @@ def test_a_rolling_restart_stops_at_the_first_failure(farm: Farm, invoke: Invoke
     farm.steps = [nothing, nothing, nothing, gone(2), nothing, back(2)]
     result = invoke("restart", "--all")
     assert result.exit_code == 1
-    assert "nlbfarm-node: stopped at web3; not begun: web1" in result.stderr
+    assert "nlbfarm-node: got as far as web3; not begun: web1" in result.stderr
     assert [args["node"] for _, args in farm.told] == [2, 3]
 
 
@@ -276,6 +299,48 @@ def test_a_new_process_is_known_by_its_incarnation(farm: Farm, invoke: Invoke) -
     result = invoke("restart", "web2", "--process", "--wait")
     assert (result.exit_code, farm.told) == (0, [("restart", {"node": 2, "process": True})])
     assert "web2: serves again" in result.stdout
+
+
+def test_a_new_process_of_a_stopped_node_stays_stopped(farm: Farm, invoke: Invoke) -> None:
+    reason = "stopped by the administrator"
+    farm.change(2, state="STOP", reason=reason, in_view=False, inside=False, holding={})
+    farm.steps = [nothing, nothing, nothing, lambda one: one.change(2, incarnation=18)]
+    result = invoke("restart", "web2", "--process", "--wait")
+    assert result.exit_code == 0
+    assert "web2: has a new process, and still is drained or stopped" in result.stdout
+
+
+@pytest.mark.parametrize("node", [1, 2])
+def test_a_new_process_that_is_configured_otherwise_is_not_waited_for(
+    farm: Farm, invoke: Invoke, node: int
+) -> None:
+    def differs(one: Farm) -> None:
+        one.place({node: 0})
+        one.change(node, incarnation=18, in_view=False)
+        one.change(2, problem="configuration differs")
+
+    farm.steps = [nothing, nothing, nothing, differs]
+    result = invoke("restart", f"web{node}", "--process", "--wait")
+    assert result.exit_code == 1
+    assert f"web{node} runs, but is configured otherwise than web{3 - node}:" in result.stderr
+
+
+def test_through_a_node_that_is_in_no_view(
+    farm: Farm, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "SETTLED_S", 0.03)
+    farm.place({1: 0, 2: 0, 3: 0})
+    farm.status |= {"inside": False, "epoch": [0, 0]}
+    for node in (1, 2, 3):
+        farm.change(node, state="STOP", in_view=False, inside=False)
+
+    def comes(one: Farm) -> None:
+        one.change(3, state="UP", inside=True, holding={"web": 256})
+
+    farm.steps = [nothing, nothing, nothing, comes]
+    result = invoke("start", "web3", "--wait")
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "web3: serves")
+    assert "web3: UP, holds 256 buckets" in result.stderr
 
 
 def test_a_start_of_a_node_without_a_share_is_done_when_nothing_comes(

@@ -331,7 +331,7 @@ def test_power_lasts_and_goes_back_to_the_configuration(farm: Farm) -> None:
     assert (rows[1]["power"], rows[1]["configured_power"]) == ({"web": 3}, {"web": 1})
     farm.told(1, "power", "web2", "default", "--group", "web")
     farm.until(lambda: farm.shares(1) == {"1": 128, "2": 128}, "and undone")
-    assert farm.cli(1, "power", "web2", "3", "--group", "nosuch").returncode == 1
+    assert farm.cli(1, "power", "web2", "3", "--group", "nosuch").returncode == 2
 
 
 def test_nodes_come_and_go_by_reload(farm: Farm, echo: Echo) -> None:

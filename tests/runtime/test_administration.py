@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import structlog
 from tests.runtime.bench import VIP, Bench, give, make, until
 
+from nlbfarm.core.buckets import bits
 from nlbfarm.damping import Starts
-from nlbfarm.errors import HostError, UsageError
+from nlbfarm.errors import HostError, NlbfarmError, UsageError
 from nlbfarm.heartbeat.memory import SimulatedNetwork
 from nlbfarm.parts import SystemClock
 from nlbfarm.runtime import Verb
@@ -184,5 +187,43 @@ async def test_flows_that_cannot_be_counted_are_drained_for_the_whole_time(
     await until(lambda: sum(node.flows_left.get("web", {}).values()) == 128)
     assert (await status(one.runtime))["groups"][0]["states"].count("D") == 128
     assert [told["draining"] for told in (await status(two.runtime))["nodes"]] == [{"web": 128}, {}]
+    one.runtime.stop(at_once=True)
+    await one.runtime.wait()
+
+
+async def test_connections_that_a_drain_cuts_are_counted_and_logged(
+    pair: tuple[Bench, Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = pair
+
+    async def one_each(buckets: Mapping[str, int]) -> Mapping[str, Mapping[int, int]]:
+        return {"web": dict.fromkeys(bits(buckets["web"]), 1)}
+
+    monkeypatch.setattr(one.backend, "flows", one_each)
+    settings = replace(one.runtime.parts.settings, drain_timeout=0.2)
+    await one.runtime.reconfigure(replace(one.runtime.parts, settings=settings))
+    verb = Verb.of("drain", {})
+    with structlog.testing.capture_logs() as logs:
+        await one.runtime.administration.carry_out(verb)
+        ended = await one.runtime.administration.finished(verb, one.runtime.running, lambda text: None)
+    assert ended == "drained, but 128 connections had not ended in time and were cut"
+    assert {"event": "drain.cut_short", "log_level": "warning", "connections": 128} in logs
+    assert (await status(one.runtime))["connections_cut"] == 128
+
+
+async def test_commands_while_the_process_ends_hold_for_the_next_one(
+    pair: tuple[Bench, Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = pair
+
+    async def one_each(buckets: Mapping[str, int]) -> Mapping[str, Mapping[int, int]]:
+        return {"web": dict.fromkeys(bits(buckets["web"]), 1)}
+
+    monkeypatch.setattr(one.backend, "flows", one_each)
+    one.runtime.stop()
+    await until(lambda: two.own == 256)
+    assert "that holds for the next one" in await give(one, "drain")
+    with pytest.raises(NlbfarmError, match="about to end"):
+        await give(one, "restart", process=True)
     one.runtime.stop(at_once=True)
     await one.runtime.wait()

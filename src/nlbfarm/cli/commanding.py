@@ -104,7 +104,11 @@ def power(node: str, value: str, group: str | None, as_json: bool, **where: Any)
     if value != "default" and not (value.isascii() and value.isdigit()):
         raise UsageError(f'"{value}" is no power: write a number from 0 to 65535, or default')
     ask = asking(**where, timeout=ANSWER_S)
-    args = {"node": _one(ask("status", {}), node), "power": None if value == "default" else int(value)}
+    status = ask("status", {})
+    groups = [one["name"] for one in status["groups"]]
+    if group is not None and group not in groups:
+        raise UsageError(f'there is no group "{group}"{nearest(group, groups)} (there: {", ".join(groups)})')
+    args = {"node": _one(status, node), "power": None if value == "default" else int(value)}
     answer = ask("power", args | {"group": group})
     if as_json:
         echo_json(answer)
@@ -160,6 +164,9 @@ class _Command:
 
     def run(self, nodes: Sequence[str], everybody: bool, wait: bool) -> int:
         """Do it; return the exit code."""
+        rolls = self._verb == "restart" and (everybody or len(set(nodes)) > 1)
+        if self._timeout is not None and not wait and not rolls:
+            raise UsageError("--timeout is for --wait")
         ask = asking(**self._where, timeout=ANSWER_S)
         status = ask("status", {})
         targets = _targets(status, nodes, everybody)
@@ -189,7 +196,7 @@ class _Command:
             code = Exit.INTERRUPTED
         if remaining and code is not Exit.OK:
             rest = f"; not begun: {', '.join(remaining[1:])}" if remaining[1:] else ""
-            click.echo(f"nlbfarm-node: stopped at {remaining[0]}{rest}", err=True)
+            click.echo(f"nlbfarm-node: got as far as {remaining[0]}{rest}", err=True)
         if self._as_json:
             echo_json({"verb": self._verb, "nodes": self._done})
         return code
@@ -206,7 +213,8 @@ class _Command:
                 answer = ask(self._verb, {"node": target, **self._args})
             except NlbfarmError as error:
                 entry["detail"] = str(error)
-                click.echo(f"nlbfarm-node: {before['name']}: {error}", err=True)
+                name = "" if str(error).startswith(before["name"]) else f"{before['name']}: "
+                click.echo(f"nlbfarm-node: {name}{error}", err=True)
                 continue
             entry |= {"ok": True, "detail": answer["detail"]}
             if not self._as_json:
@@ -220,6 +228,7 @@ class _Command:
                     order=answer["order"],
                     before=before,
                     epoch=status["epoch"][0] if status["epoch"] else 0,
+                    cut_before=status.get("connections_cut", 0),
                 )
             )
         return goals
@@ -228,11 +237,12 @@ class _Command:
         words = {"start": "serves", "stop": "stopped", "drain": "drained", "restart": "serves again"}
         waiter.wait(goals, drain_timeout=0.0 if "now" in self._args else drain_timeout)
         for goal in goals:
-            for entry in self._done:
-                if entry["id"] == goal.node:
-                    entry["reached"] = True
-            if not self._as_json:
-                click.echo(f"{goal.name}: {words[self._verb]}")
+            entry = next(one for one in self._done if one["id"] == goal.node)
+            ended = goal.ended or words[self._verb]
+            entry["reached"] = True
+            if not self._as_json and ended != entry["detail"]:
+                click.echo(f"{goal.name}: {ended}")
+            entry["detail"] = ended
 
     def _warn(self, status: Mapping[str, Any], targets: Sequence[int]) -> None:
         """Say so when nobody is left to serve."""

@@ -93,10 +93,8 @@ def _handover(found: Mapping[str, Any]) -> list[str]:
         )
     buckets = sum(group["drain"] for group in found["groups"])
     if buckets:
-        lines.append(
-            f"  gives away: {found['connections_left']} connections left in {buckets} buckets, "
-            f"for at most {found['drain_timeout_s']:g} s"
-        )
+        left = f"{found['connections_left']} connections left in " if found["connections_left"] else ""
+        lines.append(f"  gives away: {left}{buckets} buckets, for at most {found['drain_timeout_s']:g} s")
     return lines
 
 

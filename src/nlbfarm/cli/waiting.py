@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import click
 
 from nlbfarm.api.control import NodeNotRunningError
 from nlbfarm.errors import NlbfarmError, UsageError
+from nlbfarm.runtime.administration import cut_short
 
 __all__ = ["Goal", "Waiter", "row"]
 
@@ -20,6 +21,12 @@ LINE_S = 2.0
 
 SETTLED_S = 3.0
 """A node that owns nothing is given its share within this time, or has none."""
+
+LAST_WORD_S = 1.0
+"""So long after a node has drained its last word about that is waited for."""
+
+_APART = ("hash secret differs", "configuration differs")
+_ENDED = {"stop": "stopped", "drain": "drained"}
 
 Ask = Callable[[str, Mapping[str, Any]], Any]
 """Asks the node of this host: a verb and its arguments."""
@@ -45,16 +52,22 @@ class Goal:
     order: int | None
     before: Mapping[str, Any]
     epoch: int
+    cut_before: int = 0
+    """Connections that the node of this host had cut before."""
     left: bool = False
     """Whether it has been seen to be gone (``restart``)."""
     whole_since: float | None = None
+    held: Mapping[str, int] = field(default_factory=dict)
+    """What it held then."""
     done: bool = False
+    ended: str = ""
+    """What is to be said of its end, if that is not the usual thing."""
 
     def look(self, status: Mapping[str, Any], now: float) -> bool:
         """Return whether it has done what it was told, going by what the node of this host says.
 
         Raises:
-            NlbfarmError: It never will: it is not heard any more.
+            NlbfarmError: It never will: it is not heard any more, or configured otherwise.
         """
         mine = row(status, self.node)
         if not mine["heard"] and self.verb in ("stop", "drain") and not self.process:
@@ -69,30 +82,51 @@ class Goal:
         if self.verb == "restart" and not self.left:
             self.left = self._has_left(status, mine)
             return False
+        if self.process and mine["heard"] and mine["reason"].endswith("by the administrator"):
+            self.ended = "has a new process, and still is drained or stopped: start lets it serve"
+            return True
+        self._refuse_other_configuration(status, mine)
         return self._is_whole(status, mine, now)
+
+    def _refuse_other_configuration(self, status: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+        """Raise if it cannot get a share, because it is configured otherwise than those that serve."""
+        if mine["self"]:
+            others = [one["name"] for one in status["nodes"] if one["heard"] and one["problem"] in _APART]
+        else:
+            others = [status["node"]["name"]] if mine["heard"] and mine["problem"] in _APART else []
+        if others and mine["state"] == "UP" and not mine["in_view"]:
+            raise NlbfarmError(
+                f"{self.name} runs, but is configured otherwise than {', '.join(others)}: they do not serve "
+                "together. If that is meant, give restart --process for each of the other nodes, one after "
+                "the other, without --wait"
+            )
 
     def _has_left(self, status: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
         if self.process:
             return bool((mine["incarnation"] or 0) > (self.before["incarnation"] or 0))
         # It may have left and come back between two looks: that takes two views.
         views = status["epoch"][0] - self.epoch if status["epoch"] and self.epoch else 0
-        return mine["state"] == "STOP" or not mine["in_view"] or views >= 2
+        return mine["state"] == "STOP" or not _inside(status, mine) or views >= 2
 
     def _is_whole(self, status: Mapping[str, Any], mine: Mapping[str, Any], now: float) -> bool:
         """Whether it serves, and holds all that it owns."""
+        # Who is in no view does not know the shares: then they are what does not change any more.
+        known, held = status["inside"], mine["holding"]
         shares = {group["name"]: group["buckets"].get(str(self.node), 0) for group in status["groups"]}
+        if not known:
+            shares = held
         whole = (
             mine["heard"]
             and mine["state"] == "UP"
-            and mine["in_view"]
-            and all(mine["holding"].get(group, 0) == share for group, share in shares.items())
+            and _inside(status, mine)
+            and all(held.get(group, 0) == share for group, share in shares.items())
         )
         if not whole:
             self.whole_since = None
             return False
-        if self.whole_since is None:
-            self.whole_since = now
-        return any(shares.values()) or now - self.whole_since >= SETTLED_S
+        if self.whole_since is None or held != self.held:
+            self.whole_since, self.held = now, held
+        return (known and any(shares.values())) or now - self.whole_since >= SETTLED_S
 
     def text(self, status: Mapping[str, Any], ordered: str) -> str:
         """Return how far it is.
@@ -105,11 +139,13 @@ class Goal:
         if not mine["heard"]:
             return f"{self.name}: not heard ({mine['reason']})"
         held, drained = sum(mine["holding"].values()), sum(mine["draining"].values())
+        if self.process and not self.left:
+            return f"{self.name}: its process is being replaced"
         leaving = self.verb in ("stop", "drain") or (self.verb == "restart" and not self.left)
         if leaving and held:
             return f"{self.name}: {held} buckets not taken over yet"
         if leaving and drained:
-            if self.order is None:
+            if self.order is None and status["connections_left"]:
                 return f"{self.name}: {status['connections_left']} connections left in {drained} buckets"
             return (
                 f"{self.name}: {ordered}"
@@ -118,7 +154,8 @@ class Goal:
             )
         reason = f" ({mine['reason']})" if mine["reason"] else ""
         share = sum(group["buckets"].get(str(self.node), 0) for group in status["groups"])
-        holds = f", holds {held} of {share} buckets" if mine["state"] == "UP" else ""
+        of = f" of {share}" if status["inside"] else ""
+        holds = f", holds {held}{of} buckets" if mine["state"] == "UP" else ""
         return f"{self.name}: {mine['state']}{reason}{holds}"
 
 
@@ -179,6 +216,7 @@ class Waiter:
                 continue
             goal.done = goal.look(status, now)
             if goal.done:
+                goal.ended = goal.ended or self._cut(goal, status)
                 self._clear()
                 continue
             text = goal.text(status, self._ordered(goal))
@@ -193,6 +231,23 @@ class Waiter:
             click.echo("\r" + line.ljust(self._width), err=True, nl=False)
             self._width = len(line)
         return texts
+
+    def _cut(self, goal: Goal, status: Mapping[str, Any]) -> str:
+        """Return what is to be said if a drain did not wait for all connections."""
+        if goal.verb not in ("stop", "drain"):
+            return ""
+        if goal.order is None:
+            return cut_short(_ENDED[goal.verb], status.get("connections_cut", 0) - goal.cut_before)
+        until = time.monotonic() + LAST_WORD_S
+        while time.monotonic() < until:
+            try:
+                answer = self._ask("order", {"number": goal.order})
+            except UsageError:
+                return ""
+            if answer["ended"] is not None:
+                return str(answer["text"]) if answer["ended"] == "done" else ""
+            time.sleep(LOOK_S)
+        return ""
 
     def _ordered(self, goal: Goal) -> str:
         if goal.order is None:
@@ -213,6 +268,11 @@ class Waiter:
         if self._terminal and self._width:
             click.echo("\r" + " " * self._width + "\r", err=True, nl=False)
             self._width = 0
+
+
+def _inside(status: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
+    """Whether a node is in the view of the node of this host; if that has none, in any."""
+    return bool(mine["in_view"] if status["inside"] else mine["inside"])
 
 
 def row(status: Mapping[str, Any], node: int) -> Mapping[str, Any]:

@@ -134,6 +134,10 @@ class Administration:
         self.state = AdminState()
         self.restart_process: Callable[[], None] | None = None
         """Replaces the process; ``None`` where the node is part of another program."""
+        self.ending = False
+        """Whether the process is about to end: what is wanted then holds for the next one."""
+        self.cut = 0
+        """Connections that drains did not wait for any longer."""
         self.removed = False
         """Whether the configuration no longer names this node: then it stops, whatever was wanted."""
         self._carrying_out = asyncio.Lock()
@@ -202,8 +206,8 @@ class Administration:
         if self.waits_s <= 0:
             return
         reason = (
-            f"failed {self.failures} times in a row soon after a start: waits {self.waits_s:.0f} s "
-            '("nlbfarm-node start" ends that)'
+            # Other nodes see 80 characters of it.
+            f"failed {self.failures} times in a row: waits up to {self.waits_s:.0f} s (start ends that)"
         )
         self._handle(ResourceChanged(DAMPING, False, reason))
         while (left := self.waits_s) > 0:  # noqa: ASYNC110 - the time can change meanwhile
@@ -225,9 +229,14 @@ class Administration:
         Raises:
             UsageError: It cannot be meant here.
             HostError: It cannot be remembered; nothing was changed.
+            NlbfarmError: The process that is to be replaced is about to end.
         """
         async with self._carrying_out:
-            return await self._carry_out(verb)
+            ending = self.ending
+            if ending and verb.process:
+                raise NlbfarmError("its process is about to end")
+            text = await self._carry_out(verb)
+            return f"{text} (its process is about to end: that holds for the next one)" if ending else text
 
     async def _carry_out(self, verb: Verb) -> str:
         if verb.name == "power":
@@ -273,15 +282,15 @@ class Administration:
         """
         if verb.name in ("start", "power") or verb.process:
             return "done"
-        mine, said = self._commands, ""
+        mine, said, cut = self._commands, "", self.cut
         while True:
             if self._commands != mine:
                 raise NlbfarmError(f"another command overtook the {verb.name}")
             told = left(node())
             if verb.name == "drain" and not told:
-                return "drained"
+                return cut_short("drained", self.cut - cut)
             if verb.name == "stop" and self._halted:
-                return "stopped"
+                return cut_short("stopped", self.cut - cut)
             if verb.name == "restart" and not self._restarting:
                 return "has left and comes back"
             if told and told != said:
@@ -376,4 +385,11 @@ def left(node: Node) -> str:
     if not drained:
         return ""
     flows = sum(count for counts in node.flows_left.values() for count in counts.values())
+    if not flows:  # not counted yet
+        return f"{drained} buckets drain"
     return f"{flows} connections left in {drained} buckets"
+
+
+def cut_short(ended: str, cut: int) -> str:
+    """Return how a drain ended, with the ``cut`` connections that it did not wait for any longer."""
+    return f"{ended}, but {cut} connections had not ended in time and were cut" if cut > 0 else ended

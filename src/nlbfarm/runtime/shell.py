@@ -165,7 +165,7 @@ class Runtime:
             at_once: Without waiting for established connections; may be said later, too.
             returning: A new process takes over here soon: the peers leave its connections alone meanwhile.
         """
-        self._in_order = True
+        self._in_order = self.administration.ending = True
         if self.node is None:
             self._finish()
         else:
@@ -324,6 +324,7 @@ class Runtime:
             case SetLease():
                 self.filter.lease(min(command.until - self.parts.clock.monotonic(), LONGEST_LEASE_S))
             case ApplyFilter():
+                self._tell_drained(command)
                 self._spawn(self.filter.apply(command))
             case AskFlows():
                 self._spawn(self.filter.ask(command))
@@ -341,6 +342,21 @@ class Runtime:
                 self.administration.halted()
             case Stopped():
                 self._finish()
+
+    def _tell_drained(self, change: ApplyFilter) -> None:
+        """Log the end of a drain, and the connections that it did not wait for any longer."""
+        node, cut = self.running(), 0
+        for group, before in zip(node.settings.groups, node.applied, strict=True):
+            after = change.states[group]
+            over = before.drain & ~(after.drain | after.own | after.adopt)
+            cut += sum(
+                count for bucket, count in node.flows_left.get(group, {}).items() if over >> bucket & 1
+            )
+        self.administration.cut += cut
+        if cut:
+            self._log.warning("drain.cut_short", connections=cut)
+        elif any(old.drain for old in node.applied) and not any(new.drain for new in change.states.values()):
+            self._log.info("drain.ended")
 
     def _send(self, message: AnyMessage, nodes: Iterable[int]) -> None:
         """Send a message to each of ``nodes`` in the version that it understands."""

@@ -31,7 +31,7 @@ FAULTS = (
     ),
     *("admin", "power", "replay"),
 )
-CUTS = ("cut", "one-way", "one-way", "one-way", "partition", "heal", "heal", "start", "restart")
+CUTS = ("cut", "one-way", "one-way", "one-way", "partition", "heal", "heal", "start", "restart", "deaf")
 PLANNED = ("start", "start", *("admin",) * 3, "power", "stop", "upgrade", "health", "add", "add", "remove")
 
 FREEZES_S = (0.2, 0.3, 0.35, 0.45, 0.5, 0.6, 1.0, 2.0)
@@ -126,6 +126,14 @@ def _happen(agenda: _Agenda, kind: str) -> None:
             agenda.add(rng.choice(["crash", "kill"]), node)
             agenda.wait()
             agenda.add("forget" if rng.random() < 0.2 else "start", node)
+        case "deaf":
+            node = agenda.one(set(ids))
+            agenda.add("crash", node)
+            for other in ids:
+                if other != node and rng.random() < 0.8:
+                    agenda.add("cut", other, node, value="one-way")
+            agenda.wait()
+            agenda.add("start", node)
         case "replay":
             node = agenda.one(set(ids) - up)
             agenda.add("crash", node)
@@ -185,6 +193,7 @@ def _unplanned(rng: random.Random, conditions: Schedule, kinds: tuple[str, ...],
         sides=sides,
         rest=rest,
         loss=rng.choice([0.0, 0.0, 0.02, 0.05]),
+        slow_turns=rng.choice([conditions.slow_turns, conditions.slow_turns, (0.02, 0.25)]),
     )
 
 
@@ -308,8 +317,9 @@ def _planned(rng: random.Random, conditions: Schedule) -> Schedule:
     administrator = _Administrator(agenda, conditions.restart_grace)
     administrator.leave_out()
     agenda.now = max(agenda.now, 1.7)
+    hurried = rng.random() < 0.3
     for _ in range(rng.randint(1, 7)):
-        agenda.wait()
+        agenda.wait(0.03 if hurried else 1.5)
         administrator.change(rng.choice(PLANNED))
     missing = tuple(sorted(set(agenda.ids) - administrator.named))
     return replace(

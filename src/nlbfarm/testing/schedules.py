@@ -217,9 +217,10 @@ def _judged(schedule: Schedule) -> list[set[int] | None]:
 
 
 def _settle(farm: SimulatedFarm, schedule: Schedule) -> None:
-    """Make the network whole (within each side) and lossless, and see that nodes run that can serve."""
+    """Make the network whole (within each side) and lossless, loops prompt, and see that nodes run."""
     farm.heal()
     farm.network.loss = 0.0
+    farm.slow_turns = (0.0, 0.0)
     for side in schedule.sides:
         for one in side:
             for other in farm.hosts:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any, cast
 
-from nlbfarm.core.buckets import BucketStates
+from nlbfarm.core.buckets import BucketStates, bits
 from nlbfarm.core.commands import (
     ApplyFilter,
     AskFlows,
@@ -44,10 +44,16 @@ __all__ = ["World"]
 FLOWS_S = (0.001, 0.02)
 """How long the question about established flows takes."""
 
+SLOW_FLOWS_S = 0.7
+"""How long it takes, at most, in ``UNREADABLE_SHARE`` of the cases: a large table, a busy host."""
+
+UNREADABLE_SHARE = 0.05
+"""Share of the questions about established flows that cannot be answered."""
+
 REPLAY_S = 0.07
 """How often a recorded heartbeat is repeated."""
 
-FLOOD = 600
+FLOOD = 200
 """So many datagrams a second, from each node to each, mean that they do nothing but answer one another."""
 
 STUCK = 20_000
@@ -265,7 +271,10 @@ class World:
             case ApplyFilter():
                 self.at(self.now + self.random.uniform(*self.apply_s), self._applied, host, command, life)
             case AskFlows():
-                self.at(self.now + self.random.uniform(*FLOWS_S), self._flows, host, command, life)
+                took = self.random.uniform(*FLOWS_S)
+                if self.random.random() < UNREADABLE_SHARE:
+                    took += SLOW_FLOWS_S * self.random.random()
+                self.at(self.now + took, self._flows, host, command, life)
             case ProbeReachability():
                 up = frozenset(n for n, other in self.hosts.items() if other.powered and n != host.node_id)
                 self.at(self.now + 0.1, self._feed, host, Reachability(up), life)
@@ -316,7 +325,11 @@ class World:
         self._feed(host, FilterApplied(command.serial), life)
 
     def _flows(self, host: SimulatedHost, command: AskFlows, life: int) -> None:
-        self._feed(host, FlowsLeft(command.serial, host.flows_in(self.groups, command.buckets)), life)
+        """Answer from the flow table; one that cannot be read, now and then, has a flow in every bucket."""
+        found: Mapping[str, Mapping[int, int]] = host.flows_in(self.groups, command.buckets)
+        if self.random.random() < UNREADABLE_SHARE:
+            found = {group: dict.fromkeys(bits(buckets), 1) for group, buckets in command.buckets.items()}
+        self._feed(host, FlowsLeft(command.serial, found), life)
 
     def _repaired(self, host: SimulatedHost, life: int) -> None:
         if host.life == life:
