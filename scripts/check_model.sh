@@ -35,7 +35,7 @@ run() {
 
 run "one fault" holds -DFAULTS=1
 run "one fault, partitions" holds -DFAULTS=1 -DPARTITION=1
-run "the bucket can move" fails -DFAULTS=1 '-DREACH=state[0]==OWN||state[2]==OWN'
+run "the bucket can move" fails -DFAULTS=1 -DMOVED
 [ "${1:-}" != --full ] || run "two faults" holds -DFAULTS=2
 for rule in NO_EPOCH_ACK NO_WAIT KEEP_AFTER_LAPSE NO_WAKING NO_FENCING LONG_LEASE LATE_WAKING MEMBERS_ONLY; do
   run "without: $rule" fails -DFAULTS=2 "-D$rule"

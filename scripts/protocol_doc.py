@@ -35,6 +35,7 @@ from nlbfarm.core.buckets import BucketState, BucketStates
 from nlbfarm.core.condition import Condition
 from nlbfarm.core.decision import ICMP, IcmpKind, PacketFacts, decide
 from nlbfarm.core.lease import SILENT_INTERVALS, died, lease_end, peer_limit
+from nlbfarm.core.messages import MAX_EPOCH
 from nlbfarm.core.policy import FilterPolicy, Group, Mode, Protocol, Rule, Vip
 from nlbfarm.core.settings import Admin, Settings
 from nlbfarm.core.wire import Epoch, Heartbeat, Member, NodeState, View
@@ -164,7 +165,10 @@ def limits() -> str:
             f"{orders.MOST_GIVEN}; {orders.MOST_TAKEN}",
         ],
         ["age of the heartbeat that an order names", f"{orders.FRESH} heartbeats"],
-        ["incarnation, epoch counter", "below 2^62; a word that names a greater one is ignored"],
+        [
+            "incarnation, epoch counter",
+            f"below 2^{MAX_EPOCH.bit_length() - 1}; a word with a higher one is ignored",
+        ],
     ]
     return table(["what", "at most"], rows)
 

@@ -755,8 +755,8 @@ inline check() {
 #if QUIET
   ; assert(calm < QUIET || ACCEPTS(0) + ACCEPTS(1) + ACCEPTS(2) == 1)   /* I2 */
 #endif
-#ifdef REACH
-  ; assert(!(REACH))                                  /* not an invariant: shows that this can happen */
+#ifdef MOVED
+  ; assert(FIRST == 1 || state[0] != OWN)             /* not an invariant: shows that the bucket can move */
 #endif
 }
 
