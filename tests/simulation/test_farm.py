@@ -15,7 +15,7 @@ from nlbfarm.testing.chance import random_schedule
 from nlbfarm.testing.farm import SimulatedFarm
 from nlbfarm.testing.schedules import play
 
-SCHEDULES = 160
+SCHEDULES = 120
 """How many a run of the tests takes; ``python -m nlbfarm.testing.simulate`` takes more."""
 
 
@@ -45,7 +45,7 @@ def test_a_cold_start_takes_about_two_detection_times_and_shares_are_equal(nodes
     for node in farm.hosts:
         farm.start(node)
     assert first_time_served(farm, 5.0) < 1.5
-    farm.run(3.0)
+    farm.run(1.7)
     counts = shares(farm).values()
     assert max(counts) - min(counts) <= 1
 

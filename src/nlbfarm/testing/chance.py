@@ -29,20 +29,11 @@ FAULTS = (
         "health",
         "damage",
     ),
-    *("admin", "power", "burst", "burst", "replay"),
+    *("admin", "power", "burst", "burst", "replay", "replay"),
 )
 CUTS = (
-    "cut",
-    "one-way",
-    "one-way",
-    "one-way",
-    "partition",
-    "heal",
-    "heal",
-    "start",
-    "restart",
-    "deaf",
-    "deaf",
+    *("cut", "one-way", "one-way", "partition", "heal", "heal", "start", "restart"),
+    *("deaf", "deaf", "mute", "mute"),
 )
 PLANNED = ("start", "start", *("admin",) * 3, "power", "stop", "upgrade", "health", "add", "add", "remove")
 
@@ -96,6 +87,8 @@ class _Agenda:
         self.rng = rng
         self.ids = list(range(1, nodes + 1))
         self.up: set[int] = set()
+        self.replayed: set[int] = set()
+        """Nodes of which somebody repeats the last heartbeat."""
         self.actions: list[Action] = []
         self.now = 0.0
 
@@ -137,7 +130,7 @@ def _happen(agenda: _Agenda, kind: str) -> None:
             node = agenda.one(up)
             agenda.add(rng.choice(["crash", "kill"]), node)
             agenda.wait()
-            agenda.add("forget" if rng.random() < 0.2 else "start", node)
+            agenda.add("forget" if rng.random() < 0.4 else "start", node)
         case "deaf":
             node = agenda.one(set(ids))
             agenda.add("crash", node)
@@ -148,6 +141,12 @@ def _happen(agenda: _Agenda, kind: str) -> None:
             # What the node does next may be done at the moment at which it has listened for long enough.
             agenda.now += rng.uniform(0.48, 0.53)
             agenda.add("power", node, value=2)
+        case "mute":
+            node = agenda.one(up)
+            for other in ids:
+                if other != node and rng.random() < 0.9:
+                    agenda.add("cut", node, other, value="one-way")
+            agenda.now += 0.7
         case "burst":
             for node in rng.choices(ids, k=rng.randint(2, 4)):
                 agenda.add("power", node, value=rng.choice([1, 2, 5]))
@@ -157,6 +156,7 @@ def _happen(agenda: _Agenda, kind: str) -> None:
             agenda.add("crash", node)
             agenda.add("replay", node)
             up.discard(node)
+            agenda.replayed.add(node)
         case "start":
             node = agenda.one(set(ids) - up)
             agenda.add("start", node)
@@ -205,6 +205,8 @@ def _unplanned(rng: random.Random, conditions: Schedule, kinds: tuple[str, ...],
     if not strict and not majority and rng.random() < 0.3:
         side = set(rng.sample(agenda.ids, rng.randint(1, conditions.nodes - 1)))
         sides = (tuple(sorted(side)), tuple(sorted(set(agenda.ids) - side)))
+    elif not majority and agenda.replayed and len(agenda.replayed) < conditions.nodes and rng.random() < 0.7:
+        rest = tuple(sorted(agenda.replayed))
     elif not majority and rng.random() < 0.3:
         rest = tuple(sorted(rng.sample(agenda.ids, rng.randint(1, conditions.nodes - 1))))
     return replace(
@@ -297,7 +299,7 @@ class _Administrator:
                 agenda.add("stop", node)
                 agenda.up.discard(node)
             case "upgrade" if spare:
-                gap = self.restart_grace * 0.8 * rng.random() * rng.random()
+                gap = self.restart_grace * 0.9 * rng.random()
                 agenda.add("upgrade", self._take_out(rng.choice(spare)), value=round(gap, 3))
             case "add":
                 absent = sorted(set(agenda.ids) - self.named)

@@ -126,7 +126,7 @@ class SimulatedHost:
     @property
     def leaves(self) -> bool:
         """Whether its process is gone or about to end."""
-        return self.core is None or self.core.condition.stopping
+        return self.core is None or self.core.condition.leaving
 
     # -- the filter ------------------------------------------------------------------------
 

@@ -21,6 +21,9 @@ __all__ = ["Action", "Outcome", "Schedule", "build", "play"]
 QUIET_S = 6.0
 """I2's bound: so long after the last action, on a network that is whole, every bucket has its one server."""
 
+LONGEST_DRAIN_S = 20.0
+"""How long I2's bound waits, at most, for the connections of a node that leaves."""
+
 STEADY_S = 0.7
 """A farm that has been whole for so long is taken for settled."""
 
@@ -196,6 +199,9 @@ def _until_whole(farm: SimulatedFarm, schedule: Schedule) -> None:
     whole_since: float | None = None
     while farm.now < max(bound, farm.restarted_at + QUIET_S):
         farm.run(farm.now + LOOK_S)
+        if any(host.core is not None and host.leaves and any(host.known) for host in farm.hosts.values()):
+            # Not quiet yet: one that leaves still serves its connections.
+            bound = max(bound, min(farm.now, schedule.ends + LONGEST_DRAIN_S) + QUIET_S)
         if any(farm.invariants.hole(side) for side in sides) or (
             schedule.planned and farm.invariants.waiting()
         ):
