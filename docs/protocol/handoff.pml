@@ -1,8 +1,8 @@
 /*
  * The handoff of one bucket between three nodes: hearing, views, plans, release and acquisition, leases.
  *
- * The rules are those of src/nlbfarm/core/{hearing,membership,handoff,lease,node}.py, function by function, under
- * the same names. README.md says how to run it, what it found, and what it leaves out.
+ * The rules are those of src/nlbfarm/core/{hearing,reach,membership,handoff,lease,lateness,node}.py, function by
+ * function, under the same names. README.md says how to run it, what it found, and what it leaves out.
  *
  * Time goes in heartbeat intervals. In each interval every node that runs takes at least one turn, in any order; a
  * turn reads what has arrived, judges, changes the filter, renews the lease and speaks. A word is heard in the
@@ -120,6 +120,7 @@ byte silent_for[N * N];                  /* since the newest word heard was sent
 byte heard_ago[N * N];                   /* the same, but for own lateness; LOST_AFTER: lost, or never heard */
 byte acked_ago[N * N];                   /* since the newest of our words that was echoed was sent */
 bool acked[N * N];                       /* no: acked_ago counts from when it was first heard */
+byte met_ago[N * N];                     /* since it was first heard, in this life and without a loss */
 bool comes[N * N];                       /* said[j] is on its way to i, or in its queue */
 bool cut[N * N];                         /* nothing comes from j to i */
 byte member_ago[N * N];                  /* how long j has been a member of i's view */
@@ -140,6 +141,8 @@ byte hint;                               /* what is left open by the rules: 1 fl
 #define HEARS(i, j) ((i) != (j) && heard_ago[L(i, j)] < LOST_AFTER)
 #define HEARS_US(i, j) (acked[L(i, j)] && acked_ago[L(i, j)] <= LOST_AFTER)
 #define CURRENT(i, j, v) (HEARS(i, j) && LIFE(heard[L(i, j)]) == BIT(LIVES(v), j))
+/* lease.died: it fell silent while it still acknowledged us. */
+#define DIED(i, j) (silent_for[L(i, j)] > RECENT && acked[L(i, j)] && acked_ago[L(i, j)] <= silent_for[L(i, j)] + RECENT)
 #define HELD(i) (state[i] >= ADOPT)
 #define ACCEPTS(i) (HELD(i) && lease[i] > 0)
 #define RUNS(i) (BIT(up, i) && !BIT(frozen, i))
@@ -161,7 +164,8 @@ inline arrive(i, j) {
      w = said[j];
      e = said_ago[j];
      if
-     :: !HEARS(i, j) || LIFE(heard[L(i, j)]) != LIFE(w) -> acked[L(i, j)] = 0; acked_ago[L(i, j)] = e
+     :: !HEARS(i, j) || LIFE(heard[L(i, j)]) != LIFE(w) || silent_for[L(i, j)] == SILENT ->
+        acked[L(i, j)] = 0; acked_ago[L(i, j)] = e; met_ago[L(i, j)] = 0
      :: else
      fi;
      heard[L(i, j)] = w;
@@ -233,7 +237,8 @@ inline tells(i, a) {
        if
        :: BIT(MEMBERS(v), m) && ECHOES(w, m, BIT(LIVES(v), m)) &&
           !(m == i && BIT(LIVES(v), m) == BIT(life, i)) &&
-          !(HEARS(i, m) && (LIFE(heard[L(i, m)]) > BIT(LIVES(v), m) || !INSIDE(heard[L(i, m)]))) -> flag = 1
+          !(HEARS(i, m) && (LIFE(heard[L(i, m)]) > BIT(LIVES(v), m) || !INSIDE(heard[L(i, m)]) ||
+                            EPOCH(VIEW(heard[L(i, m)])) > EPOCH(v))) -> flag = 1
        :: else
        fi
      }
@@ -255,7 +260,7 @@ inline give_up(i) {
   for (a : 0 .. 2) {
     tells(i, a);
     if
-    :: flag && DISJOINT(v, plan[i]) && RANK(v) > RANK(plan[i]) -> kept = 0
+    :: flag && EPOCH(v) != EPOCH(plan[i]) && DISJOINT(v, plan[i]) && RANK(v) > RANK(plan[i]) -> kept = 0
     :: else
     fi
   }
@@ -387,17 +392,20 @@ inline find_live(i) {
   }
 }
 
+/* reach.broken_links: whether others have had the time to hear it, and i to hear of that. */
+#define SETTLED(i, j) (BIT(live, j) && silent_for[L(i, j)] <= RECENT && \
+                       member_ago[L(i, j)] >= LOST_AFTER && met_ago[L(i, j)] >= LOST_AFTER)
+
 /* The largest set of me and live without a broken link; of equals the one with the lowest nodes: kept. */
 inline clique(i) {
   bad0 = 0; bad1 = 0; bad2 = 0;             /* links 0-1, 0-2, 1-2 */
   for (a : 0 .. 2) {
     if
-    :: BIT(live, a) && silent_for[L(i, a)] <= RECENT && member_ago[L(i, a)] >= LOST_AFTER ->
+    :: SETTLED(i, a) ->
        for (b : 0 .. 2) {
          if
-         :: (b == i && !HEARS_US(i, a)) ||
-            (b != i && b != a && BIT(live, b) && silent_for[L(i, b)] <= RECENT &&
-                !ECHOES(heard[L(i, a)], b, LIFE(heard[L(i, b)]))) ->
+         :: (b == i && since[i] >= LOST_AFTER && !HEARS_US(i, a)) ||
+            (b != i && b != a && SETTLED(i, b) && !ECHOES(heard[L(i, a)], b, LIFE(heard[L(i, b)]))) ->
             if
             :: a + b == 1 -> bad0 = 1
             :: a + b == 2 -> bad1 = 1
@@ -434,12 +442,15 @@ inline lead(i) {
   :: live & ((1 << i) - 1)                 /* a lower one leads */
   :: else ->
      flag = 0; heard_any = 0; knows = 1;   /* limited by somebody, heard by somebody, all of them long there */
+     pool = 0; kept = 0;                   /* who is heard, and who lately */
      for (a : 0 .. 2) {
        if
        :: HEARS(i, a) ->
+          pool = 1;
+          kept = kept || silent_for[L(i, a)] <= RECENT;
           heard_any = heard_any || HEARS_US(i, a);
           if
-          :: !NOTHING_OUTSIDE(heard[L(i, a)]) -> flag = 1; knows = knows && acked_ago[L(i, a)] >= LOST_AFTER
+          :: !NOTHING_OUTSIDE(heard[L(i, a)]) && !DIED(i, a) -> flag = 1; knows = knows && met_ago[L(i, a)] >= LOST_AFTER
           :: else
           fi
        :: else
@@ -448,6 +459,7 @@ inline lead(i) {
      if
      :: flag && !heard_any && knows -> leave(i)
      :: flag && !heard_any && !knows
+     :: !(flag && !heard_any) && pool && !kept   /* all are falling silent: the first to be lost is not the news yet */
      :: else ->
         clique(i);
         if
@@ -614,9 +626,7 @@ inline renew(i) {
 #ifndef NO_FENCING
      for (a : 0 .. 2) {
        if
-       :: HEARS(i, a) && !NOTHING_OUTSIDE(heard[L(i, a)]) &&
-          !(silent_for[L(i, a)] > RECENT && acked[L(i, a)] &&
-               acked_ago[L(i, a)] <= silent_for[L(i, a)] + RECENT) ->
+       :: HEARS(i, a) && !NOTHING_OUTSIDE(heard[L(i, a)]) && !DIED(i, a) ->
           e = (acked_ago[L(i, a)] < LOST_AFTER -> LOST_AFTER - acked_ago[L(i, a)] : 0);
 #ifdef LONG_LEASE
           e = e + 1;
@@ -712,9 +722,11 @@ inline tick() {
            heard_ago[L(a, b)] = (missed[a] > 1 -> heard_ago[L(a, b)] : ONE_MORE(heard_ago[L(a, b)], LOST_AFTER));
            silent_for[L(a, b)] = ONE_MORE(silent_for[L(a, b)], SILENT);
            acked_ago[L(a, b)] = ONE_MORE(acked_ago[L(a, b)], OLD);
+           met_ago[L(a, b)] = ONE_MORE(met_ago[L(a, b)], LOST_AFTER);
            if
            :: heard_ago[L(a, b)] == LOST_AFTER -> /* what is said of it no longer counts */
-              heard[L(a, b)] = 0; silent_for[L(a, b)] = SILENT; acked_ago[L(a, b)] = OLD; acked[L(a, b)] = 0
+              heard[L(a, b)] = 0; silent_for[L(a, b)] = SILENT; acked_ago[L(a, b)] = OLD; acked[L(a, b)] = 0;
+              met_ago[L(a, b)] = 0
            :: else
            fi
         :: else
@@ -766,7 +778,7 @@ inline forget(i) {
   plan[i] = 0; deferral[i] = 0; known[i] = 0; left[i] = 0; since[i] = 0; came[i] = 0; woke[i] = 0; missed[i] = 0;
   for (m : 0 .. 2) {
     heard[L(i, m)] = 0; heard_ago[L(i, m)] = LOST_AFTER; silent_for[L(i, m)] = SILENT; acked_ago[L(i, m)] = OLD;
-    acked[L(i, m)] = 0; comes[L(i, m)] = 0; member_ago[L(i, m)] = 0
+    acked[L(i, m)] = 0; met_ago[L(i, m)] = 0; comes[L(i, m)] = 0; member_ago[L(i, m)] = 0
   }
 }
 
@@ -792,6 +804,7 @@ inline start() {
       silent_for[L(a, b)] = (a == b -> SILENT : 0);
       acked_ago[L(a, b)] = (a == b -> OLD : 0);
       acked[L(a, b)] = a != b;
+      met_ago[L(a, b)] = (a == b -> 0 : LOST_AFTER);
       heard[L(a, b)] = (a == b -> 0 : WORD(plan[a], 5, 1, 0, b + 1 == FIRST, 0, 7 & ~(1 << b), 0))
 #if PARTITION
       ; hears_for[L(a, b)] = (a == b -> 0 : HEARD_FOR)

@@ -20,7 +20,6 @@ from nlbfarm.core.commands import (
     Halted,
     ProbeReachability,
     Report,
-    SaveIncarnation,
     Send,
     SetLease,
     Stopped,
@@ -42,20 +41,18 @@ from nlbfarm.core.events import (
     StopRequested,
     TimerFired,
 )
-from nlbfarm.core.fetch import PlanFetch, answer
 from nlbfarm.core.handoff import Handoff, acquirable, everybody_knows
-from nlbfarm.core.hearing import Arrival, Hearing, Peer
+from nlbfarm.core.hearing import Hearing, Peer
 from nlbfarm.core.lateness import Lateness
 from nlbfarm.core.lease import lease_end
 from nlbfarm.core.leaving import Leaving
 from nlbfarm.core.membership import Membership, Own
-from nlbfarm.core.messages import MAX_EPOCH, MAX_INCARNATION
+from nlbfarm.core.reception import Reception
 from nlbfarm.core.reporting import Reporter
 from nlbfarm.core.retiring import Roster, merge, without_gone
 from nlbfarm.core.settings import Admin, Settings
-from nlbfarm.core.wire import Heartbeat, NodeState, Plan, PlanChunk, PlanRequest
+from nlbfarm.core.wire import NodeState, Plan
 from nlbfarm.core.word import Word
-from nlbfarm.errors import PeerError
 
 __all__ = ["Node"]
 
@@ -93,34 +90,40 @@ class Node:
         flows: Mapping[str, Mapping[int, int]] | None = None,
     ) -> None:
         self.settings = settings
-        self.incarnation = incarnation
-        self.sequence = 0
         self.hearing = Hearing(settings, now)
         self.membership = Membership(settings, self.hearing, now)
         self.condition = Condition(settings.node, resources, admin)
         self.powers = settings.powers
         """What it announces, one per group."""
         self.handoff = Handoff(settings, flows or {}, now)
-        self._word = Word(self.membership, self.handoff)
+        self._word = Word(self.membership, self.handoff, incarnation)
+        self._reception = Reception(settings, self.hearing, self.membership, self.condition, self._word)
         self._lateness = Lateness(settings, self.hearing, now)
         self._leaving = Leaving(self.condition, self.membership, self.handoff, now)
         self._reporter = Reporter(settings, self.membership.agrees)
         self.lease_until = now
         self.stopped = False
-        self._serial = 0
-        self._fetch = PlanFetch(settings.node, 2 * settings.interval)
         self._next_beat = now
         self._due = now
         self._damaged = False
         self._farewells = FAREWELLS
         self._spoken: object = None
-        self._corrected: dict[int, tuple[int, float]] = {}
         self._mine: tuple[Plan, tuple[Bitmap, ...]] | None = None
         self._out: list[Command] = []
         self._news = True
         """Whether the event at hand may change anything; only a heartbeat can be without news."""
 
     # -- what others read ------------------------------------------------------------------
+
+    @property
+    def incarnation(self) -> int:
+        """The node's present life."""
+        return self._word.incarnation
+
+    @property
+    def sequence(self) -> int:
+        """The number of the newest heartbeat sent in this life."""
+        return self._word.sequence
 
     @property
     def state(self) -> NodeState:
@@ -208,7 +211,9 @@ class Node:
         """Take note of an event; return the peer that wants an answer at once, if any."""
         match event:
             case MessageArrived():
-                return self._message(event, now)
+                taken = self._reception.take(event, now, self._out)
+                self._news = taken.news
+                return taken.answer_to
             case FilterApplied():
                 self.handoff.filter_applied(event.serial, now)
             case FlowsLeft():
@@ -234,68 +239,6 @@ class Node:
             case TimerFired():
                 pass
         return None
-
-    def _message(self, event: MessageArrived, now: float) -> int | None:
-        """Take in a message; return the peer to answer at once, if it asks for that."""
-        message = event.message
-        if message.sender == self.settings.node or message.sender not in self.settings.nodes:
-            return None
-        if isinstance(message, PlanRequest):
-            plan = self.membership.plan
-            if plan is not None and self._word.digest(plan) == message.digest:
-                for chunk in answer(message, plan, self.settings.node, self.incarnation):
-                    self._out.append(Send(chunk, (message.sender,)))
-            return None
-        if isinstance(message, PlanChunk):
-            try:
-                whole = self._fetch.take(message)
-            except PeerError as error:
-                fields = {"peer": message.sender, "error": str(error)}
-                self._out.append(Report("plan.unreadable", fields, warning=True))
-                return None
-            if whole is not None:
-                self.membership.plans = {message.digest: whole}
-            return None
-        if _unbelievable(message):
-            fields = {"peer": message.sender, "incarnation": message.incarnation}
-            self._out.append(Report("peer.unbelievable", fields, warning=True))
-            return None
-        before = self.incarnation
-        for echo in message.echoes:
-            if echo.node == self.settings.node and echo.incarnation > self.incarnation:
-                self._jump(echo.incarnation + 1, now)
-        arrival = self.hearing.arrived(message, event.network, event.at, self.incarnation, event.version)
-        self._news = arrival is Arrival.NEWS or self.incarnation != before
-        if arrival is Arrival.OLD_LIFE:
-            return self._correct(message, now)
-        if arrival is Arrival.DUPLICATE:
-            return None
-        self.membership.learn_epoch(message)
-        return message.sender if message.answer_now else None
-
-    def _correct(self, word: Heartbeat, now: float) -> int | None:
-        """Answer a node that speaks with an old incarnation: our echo of the higher one makes it jump.
-
-        It may be a replay of an earlier life; then the answer goes to the node itself, which ignores it.
-        """
-        said = self._corrected.get(word.sender)
-        if said is None or said[0] != word.incarnation:
-            fields = {"peer": word.sender, "incarnation": word.incarnation}
-            self._out.append(Report("peer.old_life", fields, warning=True))
-        elif now - said[1] < self.settings.interval:
-            return None
-        self._corrected[word.sender] = (word.incarnation, now)
-        return word.sender
-
-    def _jump(self, incarnation: int, now: float) -> None:
-        """Start a new life above one that a peer remembers: our clock went back, or our file was lost."""
-        self.incarnation = incarnation
-        self.sequence = 0
-        self.hearing.forget_sent()
-        self.membership.leave(now, "new_incarnation", self.settings.node)
-        self._out.append(SaveIncarnation(incarnation))
-        self._out.append(Report("node.incarnation_raised", {"incarnation": incarnation}, warning=True))
-        self.condition.jumped(now)
 
     def _beat_due(self, now: float) -> bool:
         """Return whether a heartbeat is due, and set the time of the next."""
@@ -330,6 +273,7 @@ class Node:
         self.settings = roster.settings
         self.hearing.configure(roster.settings)
         self.membership.configure(roster.settings, roster.retired)
+        self._reception.configure(roster.settings)
         self._lateness.configure(roster.settings)
         self._reporter.configure(roster.settings)
         self.handoff.configure(roster.settings)
@@ -353,7 +297,7 @@ class Node:
         self._out.extend(self._reporter.changes(state, heard))
         if beat:
             self._out.extend(self._reporter.networks(self.hearing.silent_networks(now)))
-        spoken = self._word.urgent(self.incarnation, state, self.powers)
+        spoken = self._word.urgent(state, self.powers)
         if beat or spoken != self._spoken:
             overdue = beat and any(self.hearing.overdue(peer, now) for peer in heard.values())
             everybody = tuple(sorted(set(self.settings.nodes) - {self.settings.node}))
@@ -367,11 +311,9 @@ class Node:
         question = self.handoff.question(now)
         if question is not None:
             self._out.append(question)
-        if self.membership.wanted is not None:
-            digest, node = self.membership.wanted
-            request = self._fetch.ask(digest, self.incarnation, now)
-            if request is not None:
-                self._out.append(Send(request, (node,)))
+        request = self._reception.wanted(now)
+        if request is not None:
+            self._out.append(request)
         if self.membership.solitude.probe_wanted:
             self.membership.solitude.probe_wanted = False
             self._out.append(ProbeReachability())
@@ -468,11 +410,8 @@ class Node:
         now: float,
         state: tuple[NodeState, str],
     ) -> None:
-        self.sequence += 1
-        beat = self._word.heartbeat(
-            self.incarnation, self.sequence, state, self.powers, heard, answer_now=answer_now
-        )
-        self.hearing.sent(self.sequence, now)
+        beat = self._word.heartbeat(state, self.powers, heard, answer_now=answer_now)
+        self.hearing.sent(beat.sequence, now)
         if nodes:
             self._out.append(Send(beat, nodes))
 
@@ -495,10 +434,3 @@ class Node:
             times.append(probed)
         soonest = min((at for at in times if at > now), default=self._next_beat)
         return min(self._next_beat, soonest + SLACK_S)
-
-
-def _unbelievable(word: Heartbeat) -> bool:
-    """Whether a word has numbers so high that there is nothing left to count on to."""
-    epochs = [word.known_epoch.counter, word.view.epoch.counter if word.view is not None else 0]
-    lives = [word.incarnation, *(echo.incarnation for echo in word.echoes)]
-    return max(epochs) >= MAX_EPOCH or max(lives) >= MAX_INCARNATION

@@ -19,22 +19,29 @@ class Word:
     Args:
         membership: The view that it follows or defers to.
         handoff: Its buckets.
+        incarnation: Its life.
     """
 
-    def __init__(self, membership: Membership, handoff: Handoff) -> None:
+    def __init__(self, membership: Membership, handoff: Handoff, incarnation: int) -> None:
+        self.incarnation = incarnation
+        self.sequence = 0
+        """Of the newest heartbeat of this life."""
         self._membership = membership
         self._handoff = handoff
         self._digest: tuple[Plan, bytes] | None = None
 
-    def urgent(
-        self, incarnation: int, state: tuple[NodeState, str], powers: tuple[int, ...]
-    ) -> tuple[object, ...]:
+    def begin(self, incarnation: int) -> None:
+        """Begin another life."""
+        self.incarnation = incarnation
+        self.sequence = 0
+
+    def urgent(self, state: tuple[NodeState, str], powers: tuple[int, ...]) -> tuple[object, ...]:
         """Return what, when it changes, is told to everybody at once."""
         membership, handoff = self._membership, self._handoff
         plan = membership.plan
         view = membership.deferral if plan is None else plan.view.epoch
         known = membership.known_epoch
-        return state, known, plan is None, view, powers, handoff.holding, handoff.draining, incarnation
+        return state, known, plan is None, view, powers, handoff.holding, handoff.draining, self.incarnation
 
     def digest(self, plan: Plan) -> bytes:
         """Return the digest by which ``plan`` is announced, worked out once a plan."""
@@ -44,18 +51,15 @@ class Word:
 
     def heartbeat(
         self,
-        incarnation: int,
-        sequence: int,
         state: tuple[NodeState, str],
         powers: tuple[int, ...],
         heard: Mapping[int, Peer],
         *,
         answer_now: bool,
     ) -> Heartbeat:
-        """Return the heartbeat of this moment.
+        """Return the heartbeat of this moment, with the next number.
 
         Args:
-            incarnation, sequence: In which life, and its number.
             state: State and reason.
             powers: One per group.
             heard: The peers to echo, in the order of their ids.
@@ -63,10 +67,11 @@ class Word:
         """
         membership, settings = self._membership, self._membership.settings
         plan = membership.plan
+        self.sequence += 1
         return Heartbeat(
             sender=settings.node,
-            incarnation=incarnation,
-            sequence=sequence,
+            incarnation=self.incarnation,
+            sequence=self.sequence,
             config_digest=settings.config_digest,
             secret_digest=settings.secret_digest,
             state=state[0],

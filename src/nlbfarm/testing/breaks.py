@@ -19,6 +19,7 @@ from nlbfarm.core.hearing import Hearing, Peer
 from nlbfarm.core.lateness import Lateness
 from nlbfarm.core.membership import Membership
 from nlbfarm.core.node import Node
+from nlbfarm.core.reception import Reception
 from nlbfarm.core.wire import Member
 
 __all__ = ["BREAKS", "Break", "broken"]
@@ -248,7 +249,7 @@ BREAKS: dict[str, tuple[Break, ...]] = {
         ),
     ),
     "no-incarnation-echo": (
-        Break("Who is echoed with a higher incarnation jumps above it.", Node, "_jump", _always(None)),
+        Break("Who is echoed with a higher incarnation jumps above it.", Reception, "_jump", _always(None)),
     ),
     "old-words-accepted": (
         Break("Only the newest word of the newest life counts.", Hearing, "arrived", _taking_every_word),
