@@ -93,16 +93,12 @@ class Reception:
         try:
             whole = self._fetch.take(message)
         except PeerError as error:
-            out.append(
-                Report("plan.unreadable", {"peer": message.sender, "error": str(error)}, warning=True)
-            )
+            out.append(Report("plan.unreadable", {"peer": message.sender, "error": str(error)}, warning=True))
             return
         if whole is not None:
             self._membership.plans = {message.digest: whole}
 
-    def _heartbeat(
-        self, message: Heartbeat, event: MessageArrived, now: float, out: list[Command]
-    ) -> Taken:
+    def _heartbeat(self, message: Heartbeat, event: MessageArrived, now: float, out: list[Command]) -> Taken:
         if _unbelievable(message):
             fields = {"peer": message.sender, "incarnation": message.incarnation}
             out.append(Report("peer.unbelievable", fields, warning=True))
