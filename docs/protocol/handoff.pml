@@ -141,8 +141,8 @@ byte hint;                               /* what is left open by the rules: 1 fl
 #define HEARS(i, j) ((i) != (j) && heard_ago[L(i, j)] < LOST_AFTER)
 #define HEARS_US(i, j) (acked[L(i, j)] && acked_ago[L(i, j)] <= LOST_AFTER)
 #define CURRENT(i, j, v) (HEARS(i, j) && LIFE(heard[L(i, j)]) == BIT(LIVES(v), j))
-/* lease.died: it fell silent while it still acknowledged us. */
-#define DIED(i, j) (silent_for[L(i, j)] > RECENT && acked[L(i, j)] && acked_ago[L(i, j)] <= silent_for[L(i, j)] + RECENT)
+/* lease.died: it fell silent while it still acknowledged us, or had only just been heard. */
+#define DIED(i, j) (silent_for[L(i, j)] > RECENT && acked_ago[L(i, j)] <= silent_for[L(i, j)] + RECENT)
 #define HELD(i) (state[i] >= ADOPT)
 #define ACCEPTS(i) (HELD(i) && lease[i] > 0)
 #define RUNS(i) (BIT(up, i) && !BIT(frozen, i))

@@ -47,6 +47,14 @@ def test_a_peer_that_died_does_not_limit_it_but_one_that_ignored_us_does() -> No
     assert lease_end([ignoring], 10.0, SETTINGS) < 10.0
 
 
+def test_a_word_from_before_that_arrives_astray_costs_nothing() -> None:
+    stray = peer(word(2, follows=INSIDE), first=10.0, last=10.0, acked=None)
+    assert lease_end([stray], 10.2, SETTINGS) == pytest.approx(10.45)
+    assert lease_end([stray], 10.26, SETTINGS) == pytest.approx(10.56)
+    deaf = peer(word(2, follows=INSIDE), first=10.0, last=10.3, acked=None)
+    assert lease_end([deaf], 10.56, SETTINGS) < 10.56
+
+
 def test_an_outsider_limits_it_only_while_it_holds_something() -> None:
     idle = peer(word(2, known=Epoch(3, 1)), first=1.0, last=9.9, acked=None)
     holding = peer(word(2, known=Epoch(3, 1), holding=1), first=1.0, last=9.9, acked=None)

@@ -19,21 +19,24 @@ SILENT_INTERVALS = 2.5
 
 
 def died(peer: Peer, now: float, settings: Settings) -> bool:
-    """Whether ``peer`` fell silent while it still acknowledged us: it died, it does not ignore us."""
+    """Whether ``peer`` fell silent while it still acknowledged us: it died, it does not ignore us.
+
+    So did one that was heard too shortly to acknowledge anything; or its word was a stray from before.
+    """
     quiet = SILENT_INTERVALS * settings.interval
-    return (
-        now - peer.last_heard >= quiet
-        and peer.acked_at is not None
-        and peer.last_heard - peer.acked_at <= quiet
-    )
+    return now - peer.last_heard >= quiet and peer.last_heard - _acked(peer) <= quiet
 
 
 def peer_limit(peer: Peer, now: float, settings: Settings) -> float | None:
     """Return the time at which ``peer`` ends our lease, or ``None`` if it does not limit it."""
     if peer.holds_nothing_outside or died(peer, now, settings):
         return None
-    since = peer.acked_at if peer.acked_at is not None else peer.first_heard
-    return since + settings.detection - settings.interval / 2
+    return _acked(peer) + settings.detection - settings.interval / 2
+
+
+def _acked(peer: Peer) -> float:
+    """Return when we sent what ``peer`` acknowledged last; before its first time, when it was first heard."""
+    return peer.acked_at if peer.acked_at is not None else peer.first_heard
 
 
 def lease_end(heard: Iterable[Peer], now: float, settings: Settings) -> float:
