@@ -321,6 +321,18 @@ def test_of_three_a_node_whose_peers_do_not_all_answer_arp_serves(answering: fro
     assert play.node.holding == (ALL,)
 
 
+def test_the_good_bye_of_the_last_peer_makes_nobody_deaf() -> None:
+    play = alone()
+    both = plan(9, {1: 100, 2: 1}, owner=1, leader=2)
+    play.hear(word(2, 1, follows=both, draining=0b1, hears={1: (100, play.node.sequence)}))
+    play.feed(SettingsChanged(replace(play.node.settings, nodes={1: "web1", 3: "web3", 4: "web4"})))
+    play.hear(word(2, 2, state=NodeState.STOP, known=both.view.epoch))
+    play.feed(Reachability(frozenset({3, 4})))
+    play.run(1.0)
+    assert play.node.state is NodeState.UP
+    assert play.node.holding == (ALL,)
+
+
 def test_hosts_that_refuse_our_heartbeats_run_no_node() -> None:
     play = Play(settings())
     play.feed(TimerFired())

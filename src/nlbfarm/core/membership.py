@@ -274,7 +274,9 @@ class Membership:
         for node in self.retired & live.keys():
             if not live[node].claims and not any(node in placement for placement in plan.placements):
                 del live[node]
-        if not heard and len(plan.view.members) > 1 and not self.solitude.alone(now):
+        # A member that is no longer configured has said good-bye: its silence says nothing about our ears.
+        silent = any(member.node != me and member.node in self.settings.nodes for member in plan.view.members)
+        if not heard and silent and not self.solitude.alone(now):
             if self.solitude.deaf:
                 self.leave(now, "deaf", by=me)
             return
