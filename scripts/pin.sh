@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Writes constraints/requirements-*.txt anew: every package pinned, with the hashes of all its files
-# (every architecture and Python version), naming no index. They are for Linux: the extra `windows` is left out.
+# (every architecture and Python version), naming no index.
 #
 #   requirements-dev.txt    base, extras, tools, and what builds the project
 #   requirements-linux.txt  what a vendor ships on Linux: base and the extra `linux`; the same versions
+#   requirements-nfqueue.txt  the extra `nfqueue` alone: there is only source, so it needs a compiler and headers
 #
 # Usage: scripts/pin.sh [--upgrade]   (made with the oldest Python that is supported)
 set -euo pipefail
@@ -28,7 +29,9 @@ compile "${@:1:1}" --extra=linux --extra=lab --extra=diagnosis --extra=dev \
   --output-file=constraints/requirements-dev.txt pyproject.toml constraints/build.in
 sed -n '/^[a-z]/s/ .*//p' constraints/requirements-dev.txt >"$work/versions.txt"
 compile --constraint="$work/versions.txt" --extra=linux --output-file=constraints/requirements-linux.txt pyproject.toml
-sed -i "s|-c $work/versions.txt, ||" constraints/requirements-linux.txt
+compile --constraint="$work/versions.txt" --extra=linux --extra=nfqueue --output-file="$work/nfqueue.txt" pyproject.toml
+sed -n '/^#/p; /^netfilterqueue/,/# via/p' "$work/nfqueue.txt" >constraints/requirements-nfqueue.txt
+sed -i "s|-c $work/versions.txt, ||" constraints/requirements-*.txt
 
 if grep -nE '://|/tmp|/opt|/home|/root|@ file' constraints/requirements-*.txt; then
   echo "pin.sh: a place of this machine or a host has got into the pins (above)" >&2

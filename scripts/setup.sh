@@ -5,13 +5,14 @@
 #   1. As root on Debian or Ubuntu it installs the system packages that are missing. It starts no
 #      service and leaves none enabled. Otherwise it says what is missing and carries on.
 #   2. It creates .venv and installs the pinned packages (constraints/requirements-dev.txt, by hash)
-#      and this project in it, editable.
+#      and this project in it, editable. NetfilterQueue comes as source only: where it cannot be built,
+#      it is left out, and what needs it is skipped.
 #
 # Environment: PYTHON  the interpreter to use (3.11 or newer) instead of looking for one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-readonly PINS=constraints/requirements-dev.txt
+readonly PINS=constraints/requirements-dev.txt QUEUE_PINS=constraints/requirements-nfqueue.txt
 readonly STAMP=.venv/.setup-done STILL_MISSING=.venv/.setup-missing
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" # an ordinary user's PATH lacks these; `ip` and `nft` live there
 
@@ -42,6 +43,17 @@ missing_packages() {
   ldconfig -p 2>/dev/null | grep 'libnftables\.so\.1 ' >/dev/null || echo libnftables1
   command -v apache2 >/dev/null || command -v httpd >/dev/null || echo apache2-bin
   command -v nginx >/dev/null || echo nginx-light
+  command -v iptables >/dev/null || echo iptables
+  command -v trafgen >/dev/null || echo netsniff-ng
+  # To build NetfilterQueue.
+  command -v gcc >/dev/null || echo gcc libc6-dev
+  [ -e /usr/include/libnetfilter_queue/libnetfilter_queue.h ] || echo libnetfilter-queue-dev
+  local python
+  python=$(find_python)
+  [ -z "$python" ] || [ -e "$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] ||
+    case $("$python" -c 'import sys; print(sys.base_prefix)') in
+      /usr) echo "$(readlink -f "$(command -v "$python")" | xargs basename)-dev" ;;
+    esac
 }
 
 apt() { DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 "$@" </dev/null >/dev/null; }
@@ -118,7 +130,7 @@ require_python() {
 
 # The environment is made anew when a pin, the project's metadata, this script or its place changes.
 fingerprint() {
-  { pwd; cat "$PINS" pyproject.toml scripts/setup.sh; } | sha256sum | cut -d' ' -f1
+  { pwd; cat "$PINS" "$QUEUE_PINS" pyproject.toml scripts/setup.sh; } | sha256sum | cut -d' ' -f1
 }
 
 python_environment() {
@@ -136,6 +148,9 @@ python_environment() {
   local pip=(.venv/bin/python -m pip --disable-pip-version-check --no-input --quiet install)
   "${pip[@]}" --require-hashes -r "$PINS"
   "${pip[@]}" --no-deps --no-build-isolation --editable .
+  if ! "${pip[@]}" --require-hashes --no-deps --no-build-isolation -r "$QUEUE_PINS" 2>.venv/nfqueue.log; then
+    say "NetfilterQueue could not be built (.venv/nfqueue.log): the nfqueue backend is not tested"
+  fi
   echo "$wanted" >"$STAMP"
   say "ready: .venv/bin/nlbfarm-node"
 }
