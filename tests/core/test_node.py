@@ -312,6 +312,20 @@ def test_of_three_a_node_that_hears_nobody_while_all_answer_arp_waits_and_says_s
     assert play.node.state is NodeState.UP
 
 
+def test_a_deaf_node_serves_when_its_peers_are_gone() -> None:
+    play = Play(settings())
+    play.feed(TimerFired())
+    play.feed(Reachability(frozenset({2, 3})))
+    play.run(1.0)
+    assert play.node.state is NodeState.WAIT
+    play.feed(PeerRefused(2))
+    play.feed(PeerRefused(3))
+    assert of(ProbeReachability, play.run(1.5))
+    play.feed(Reachability(frozenset({2, 3})))
+    play.run(1.5)
+    assert play.node.holding == (ALL,)
+
+
 @pytest.mark.parametrize("answering", [frozenset(), frozenset({2})])
 def test_of_three_a_node_whose_peers_do_not_all_answer_arp_serves(answering: frozenset[int]) -> None:
     play = Play(settings())
@@ -494,8 +508,9 @@ def test_a_node_that_is_no_longer_configured_counts_until_it_has_stopped() -> No
     assert play.node.retired == {2}
     assert not of(Forgotten, done)
     assert not of(Forgotten, play.hear(word(2, sequence=2)))
-    done = play.hear(word(2, sequence=3, state=NodeState.STOP))
-    assert of(Forgotten, done) == [Forgotten(2)]
+    assert not of(Forgotten, play.hear(word(2, sequence=3, state=NodeState.STOP)))
+    assert not of(Forgotten, play.run(0.4))
+    assert of(Forgotten, play.run(0.2)) == [Forgotten(2)]
     assert play.node.retired == frozenset()
     assert play.node.settings.nodes == {1: "web1"}
 

@@ -227,15 +227,15 @@ class Membership:
     def _form(self, own: Own, heard: Mapping[int, Peer], now: float) -> None:
         """Form a view from outside, when none is heard and this is the node to do it (rule 2)."""
         me = self.settings.node
-        if (
-            self.deferral is not None
-            or own.state is not NodeState.UP  # a view that nobody serves in would only be in the way
-            or now - self.outside_since < self.settings.detection
-        ):
+        if self.deferral is not None or now - self.outside_since < self.settings.detection:
             return
+        able = own.state is NodeState.UP  # a view that nobody serves in would only be in the way
         if not heard:
-            if self.solitude.alone(now):
+            # Who waits because it is deaf looks again: its peers may be gone by now.
+            if (able or self.solitude.deaf) and self.solitude.alone(now) and able:
                 self._propose(own, {}, frozenset(), (), now)
+            return
+        if not able:
             return
         pool = {node: peer for node, peer in heard.items() if self._hearing.hears_us(peer, now)}
         idle = all(
@@ -274,9 +274,7 @@ class Membership:
         for node in self.retired & live.keys():
             if not live[node].claims and not any(node in placement for placement in plan.placements):
                 del live[node]
-        # A member that is no longer configured has said good-bye: its silence says nothing about our ears.
-        silent = any(member.node != me and member.node in self.settings.nodes for member in plan.view.members)
-        if not heard and silent and not self.solitude.alone(now):
+        if not heard and len(plan.view.members) > 1 and not self.solitude.alone(now):
             if self.solitude.deaf:
                 self.leave(now, "deaf", by=me)
             return

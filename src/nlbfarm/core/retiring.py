@@ -48,22 +48,23 @@ def merge(before: Settings, after: Settings, known: Collection[int]) -> Roster:
 def without_gone(
     settings: Settings, retired: frozenset[int], peers: Mapping[int, Peer], now: float
 ) -> Roster:
-    """Return the roster without the retired nodes that have stopped, or were silent for very long.
+    """Return the roster without the retired nodes that stopped and were lost, or were silent for very long.
 
     One that merely serves nothing stays: unanswered, its process would take itself for the only one left.
+    Nor is one forgotten at its good-bye: whoever has not heard that yet would take the link for broken.
 
     Args:
         settings, retired: As they are.
         peers: Every peer ever heard.
         now: The present.
     """
-    gone = [node for node in sorted(retired) if node not in peers or _gone(peers[node], now)]
+    gone = [node for node in sorted(retired) if node not in peers or _gone(peers[node], settings, now)]
     if not gone:
         return Roster(settings, retired)
     nodes = {node: name for node, name in settings.nodes.items() if node not in gone}
     return Roster(replace(settings, nodes=nodes), retired - set(gone), tuple(gone))
 
 
-def _gone(peer: Peer, now: float) -> bool:
+def _gone(peer: Peer, settings: Settings, now: float) -> bool:
     stopped = peer.heartbeat.state is NodeState.STOP and not peer.claims
-    return stopped or now - peer.last_heard >= SILENT_S
+    return now - peer.last_heard >= (settings.detection if stopped else SILENT_S)

@@ -208,10 +208,11 @@ class Invariants:
                     answered = established & other.owns(group, now) if other is not host else 0
                     if not answered:
                         continue
-                    if self.planned:
+                    wrong = answered & ~self._drained_long(host, group)
+                    if self.planned and wrong:
                         farm.fail(
                             "I3",
-                            f"group {group}: node {other.node_id} answers {answered.bit_count()} buckets "
+                            f"group {group}: node {other.node_id} answers {wrong.bit_count()} buckets "
                             f"of which node {host.node_id} holds connections",
                         )
                     farm.clients.cut_off(host, group, answered)
