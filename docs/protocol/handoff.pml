@@ -596,11 +596,10 @@ inline awake(i) {
      heard_any = 0;
      for (a : 0 .. 2) {
        if
-       :: HEARS(i, a) ->
+       :: HEARS(i, a) && !(NOTHING_OUTSIDE(heard[L(i, a)]) && silent_for[L(i, a)] <= woke[i] - 1) ->
           heard_any = 1;
           if
-          :: !(NOTHING_OUTSIDE(heard[L(i, a)]) && silent_for[L(i, a)] <= woke[i] - 1) &&
-             (!acked[L(i, a)] || acked_ago[L(i, a)] > woke[i] - 1) -> flag = 0
+          :: !acked[L(i, a)] || acked_ago[L(i, a)] > woke[i] - 1 -> flag = 0
           :: else
           fi
        :: else

@@ -170,6 +170,22 @@ def test_after_a_late_turn_the_lease_is_over_and_buckets_are_taken_anew() -> Non
     assert play.node.holding == (ALL,)
 
 
+def test_a_node_that_woke_listens_though_it_hears_an_outsider() -> None:
+    """Somebody may serve since whom it has not heard yet; the outsider says nothing about that."""
+    play = alone()
+    play.now += 2.0
+    play.run(0.001)
+    assert play.node.lease_until <= play.now
+    since = play.now
+    for sequence in range(1, 5):
+        play.hear(word(2, sequence, hears={1: (play.node.incarnation, play.node.sequence)}))
+        play.run(0.1)
+        assert play.node.lease_until <= play.now or play.now - since >= 0.45
+    play.run(0.1)
+    assert play.now - since >= 0.45
+    assert play.node.lease_until > play.now
+
+
 def test_what_was_queued_during_a_freeze_is_read_before_anything_is_decided() -> None:
     play = alone()
     play.now += 2.0

@@ -352,7 +352,9 @@ def test_nodes_come_and_go_by_reload(farm: Farm, echo: Echo) -> None:
     for number in (1, 2):
         farm.processes[number].send_signal(signal.SIGHUP)
     serving(farm, 1, 2)
-    farm.until(lambda: len(farm.status(1)["nodes"]) == 2, "web3 is forgotten when it holds nothing")
+    farm.until(lambda: farm.status(3)["state"] == "STOP", "web3 has handed over all that it served")
+    farm.kill(3)
+    farm.until(lambda: len(farm.status(1)["nodes"]) == 2, "web3 is forgotten when it is gone")
     assert alive(held) == 30
     farm.configure(1, 2, extra='[heartbeat]\ninterval = "50ms"\nlease = "150ms"\n')
     refused = farm.cli(1, "reload")

@@ -47,6 +47,8 @@ async def test_a_peer_that_is_new_is_taken_in_and_one_that_is_gone_forgotten(tmp
         assert "no longer in the configuration" in " ".join((await status(third.runtime))["warnings"])
         with pytest.raises(UsageError, match="no longer in the configuration"):
             await give(third, "start")
+        assert all(3 in bench.runtime.running().settings.nodes for bench in benches)
+        await third.runtime.close()
         for bench in benches:
             await until(lambda: 3 not in bench.runtime.running().settings.nodes)  # noqa: B023 - awaited here
             with pytest.raises(UsageError):

@@ -51,13 +51,17 @@ class Lateness:
         return report
 
     def made_sure(self, heard: Mapping[int, Peer], now: float) -> bool:
-        """Whether every peer heard has acknowledged a heartbeat that was sent since the node was late."""
+        """Whether every peer heard has acknowledged a heartbeat that was sent since the node was late.
+
+        Without any that could serve, it is whether the node has listened for a detection time since: one that
+        began to serve meanwhile may not have been heard yet.
+        """
         woke = self._woke_at
         if woke is None:
             return True
-        if heard:
-            # What was said before the pause, "outside" too, may have been true then only.
-            limiting = [p for p in heard.values() if not (p.holds_nothing_outside and p.last_heard >= woke)]
+        # What was said before the pause, "outside" too, may have been true then only.
+        limiting = [p for p in heard.values() if not (p.holds_nothing_outside and p.last_heard >= woke)]
+        if limiting:
             if any(peer.acked_at is None or peer.acked_at < woke for peer in limiting):
                 return False
         elif now - woke < self._settings.detection:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["GAP_INTERVALS", "Invariants", "ViolationError"]
 
 GAP_INTERVALS = 2.5
-"""Nodes hear each other while there is no longer gap than this between the heartbeats that they handle."""
+"""Nodes hear each other while there is no longer gap than this between the arrivals of the heartbeats that
+they handle."""
 
 _ROUNDING_S = 1e-6
 
@@ -64,15 +65,21 @@ class Invariants:
 
     # -- what the farm tells ---------------------------------------------------------------
 
-    def heard(self, word: Heartbeat, target: int) -> None:
-        """Take note that ``target`` has handled a heartbeat; a repeated or overtaken one proves nothing."""
+    def heard(self, word: Heartbeat, target: int, arrived: float) -> None:
+        """Take note that ``target`` has handled a heartbeat; a repeated or overtaken one proves nothing.
+
+        Args:
+            word: The heartbeat.
+            target: Who has handled it.
+            arrived: When it reached that host; a slow process handles it later.
+        """
         pair, age = (word.sender, target), (word.incarnation, word.sequence)
         if age <= self._newest.get(pair, (0, 0)):
             return
         self._newest[pair] = age
         now = self._farm.now
-        begun, last = self._streaks.get(pair, (now, now))
-        self._streaks[pair] = (begun if now - last <= self._gap else now, now)
+        begun, last = self._streaks.get(pair, (now, arrived))
+        self._streaks[pair] = (begun if arrived - last <= self._gap else now, arrived)
 
     def begins(self, host: SimulatedHost) -> None:
         """Take note that a new process starts: it has heard nobody, and nobody has heard it."""
@@ -152,7 +159,7 @@ class Invariants:
         """I1: no bucket is accepted for new flows by two nodes that hear each other.
 
         They hear each other when both have handled the other's heartbeats for a detection time, with no gap
-        above 2.5 intervals. In a run in which no link is ever cut, by no two nodes at all.
+        above 2.5 intervals between arrivals. In a run in which no link is ever cut, by no two nodes at all.
         """
         if self.strict or self._hear_each_other(one.node_id, other.node_id):
             buckets = (one.fresh[group] & other.fresh[group]).bit_count()

@@ -255,7 +255,7 @@ class World:
         life = host.life
         if type(event) is MessageArrived and type(event.message) is Heartbeat:
             word = event.message
-            self.invariants.heard(word, host.node_id)
+            self.invariants.heard(word, host.node_id, host.clock.when(event.at))
             host.versions.heard(word.sender, word.incarnation, event.version, host.clock.local(self.now))
         for command in host.core.handle(event, host.clock.local(self.now)):
             self._do(host, command, life)
