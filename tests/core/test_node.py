@@ -342,7 +342,18 @@ def test_a_deaf_node_serves_when_its_peers_are_gone() -> None:
     assert play.node.holding == (ALL,)
 
 
-@pytest.mark.parametrize("answering", [frozenset(), frozenset({2})])
+def test_a_deaf_node_that_is_left_with_one_peer_serves() -> None:
+    play = Play(settings())
+    play.feed(TimerFired())
+    play.feed(Reachability(frozenset({2, 3})))
+    play.run(1.0)
+    assert play.node.state is NodeState.WAIT
+    play.feed(SettingsChanged(replace(play.node.settings, nodes=PAIR)))
+    play.run(1.5)
+    assert play.node.holding == (ALL,)
+
+
+@pytest.mark.parametrize("answering", [frozenset(), frozenset({2}), frozenset({2, 9})])
 def test_of_three_a_node_whose_peers_do_not_all_answer_arp_serves(answering: frozenset[int]) -> None:
     play = Play(settings())
     play.feed(TimerFired())

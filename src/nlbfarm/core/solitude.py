@@ -34,7 +34,6 @@ class Solitude:
     """Judges the silence around one node."""
 
     def __init__(self, settings: Settings) -> None:
-        self.configure(settings)
         self.probe_wanted = False
         """The shell is to find out who answers ARP."""
         self.deaf = False
@@ -42,11 +41,13 @@ class Solitude:
         self._probed_at: float | None = None
         self._reachable: frozenset[int] | None = None
         self._refused: dict[int, float] = {}
+        self.configure(settings)
 
     def configure(self, settings: Settings) -> None:
         """Go by these settings from now on."""
         self._settings = settings
         self._asks = len(settings.nodes) >= 3 and settings.partition is Partition.SERVE
+        self.deaf &= self._asks
 
     def refused(self, node: int, now: float) -> None:
         """Take note that a peer's host says that nothing listens there."""
@@ -82,10 +83,10 @@ class Solitude:
             return False
         if self._reachable is None:
             return not self.deaf and now - self._probed_at >= PROBE_WAIT_S
-        answering = {
-            node for node in self._reachable if now - self._refused.get(node, -REFUSED_S) >= REFUSED_S
-        }
         peers = set(self._settings.nodes) - {self._settings.node}
+        answering = {
+            node for node in self._reachable & peers if now - self._refused.get(node, -REFUSED_S) >= REFUSED_S
+        }
         if answering < peers:
             self.deaf = False
             return True

@@ -248,7 +248,8 @@ class Invariants:
 
     def _drained_long(self, host: SimulatedHost, group: int) -> Bitmap:
         """Return the buckets that are or were in ``DRAIN`` for ``drain_timeout``, with connections."""
-        enough = self._drain_timeout * 0.97 - self._farm.apply_s[1]
+        # A drain counts from its decision on; a slow turn or a slow filter may be between that and its begin.
+        enough = self._drain_timeout * 0.97 - self._farm.apply_s[1] - self._farm.slow_turns[1]
         now, over = self._farm.now, 0
         took = {key: now - since for key, since in host.drained_since.items()}
         for (of, bucket), seconds in (host.drain_took | took).items():
