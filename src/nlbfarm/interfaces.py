@@ -20,9 +20,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nlbfarm.core.buckets import Bitmap, BucketStates
+from nlbfarm.core.counters import FilterCounters
 from nlbfarm.core.policy import FilterPolicy, IPAddress
 
 __all__ = [
@@ -67,29 +68,14 @@ class Clock(ABC):
         """Return seconds since 1970-01-01 UTC; may jump."""
 
 
-@dataclass(frozen=True, slots=True)
-class FilterCounters:
-    """Packets that a filter has judged since it was opened.
-
-    Args:
-        groups: For each group: packets for each verdict. The keys are a subset of ``"own"``,
-            ``"adopt"``, ``"drain"`` (accepted in that state), ``"foreign"``, ``"not-new"`` (dropped:
-            neither new nor established here where the state asks for it), ``"no-lease"`` and ``"blocked"``.
-        other: Packets outside every group: ``"uncovered"``, ``"icmp-error"``, ``"malformed"``,
-            ``"no-lease"``.
-    """
-
-    groups: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    other: Mapping[str, int] = field(default_factory=dict)
-
-
 class FilterBackend(ABC):
     """A packet filter that accepts only the buckets it was told to accept.
 
     It enforces ``nlbfarm.core.decision.decide`` for every packet that arrives on a VIP's
     interface, and looks at nothing else. **It fails closed**: it accepts nothing between ``open``
     and the first ``lease``, nothing after the lease has run out, and nothing when its process
-    is stopped, killed or hung for longer than the lease. Constructed without arguments.
+    is stopped, killed or hung for longer than the lease. Constructed with those of the keywords of
+    ``nlbfarm.backends.Options`` that its constructor has; most have none.
     """
 
     name: str

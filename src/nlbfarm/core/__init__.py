@@ -4,6 +4,9 @@
 - ``policy``      what a filter has to enforce: VIPs, rules, groups
 - ``hashing``     the Linux kernel's jhash, flow keys, buckets, seeds of groups
 - ``decision``    the oracle: policy + packet facts -> accept or drop, and why
+- ``packets``     raw packets -> packet facts; ``fragments``: later fragments follow their first
+- ``judging``     the oracle for raw packets, fast; ``places``, ``fasthash``: policy and hash, prepared
+- ``flowtable``   flows accepted here; ``counters``: what a filter counts
 - ``placement``   who owns which bucket: fewest moves, shares by power
 - ``messages``    what nodes tell one another; ``plans`` and ``wire``: as authenticated bytes
 - ``settings``    what a node is told at its start

@@ -4,7 +4,8 @@ The checks, in this order; the first that speaks decides:
 
 1. Not for a VIP, or not on that VIP's interface: not filtered. Neither is neighbour discovery; ARP never
    gets here.
-2. Not to be understood (truncated, a fragment whose first was never seen): dropped.
+2. Not to be understood (truncated, headers that are not so, a fragment whose first was never seen;
+   ``nlbfarm.core.packets`` has all of it): dropped.
 3. An ICMP error: accepted by every node. It comes from a router, no hash fits it, and a node that does not
    know the flow it speaks of ignores it; path MTU discovery needs it.
 4. Covered by no rule: dropped on every node, unless the VIP says ``accept_uncovered``.
