@@ -73,7 +73,7 @@ def test_what_does_not_work_is_said_when_it_is_asked_for(site: Path) -> None:
         ),
         ("missing", "cannot be imported: AttributeError"),
         ("other", "is not a class that implements nlbfarm.interfaces.FilterBackend"),
-        ("nothing", r'nothing called "nothing" is installed for nlbfarm.backends \(there: memory, nftables'),
+        ("nothing", r'nothing called "nothing" is installed for nlbfarm.backends \(there: memory, nfqueue'),
     ):
         with pytest.raises(PluginError, match=why):
             load(Kind.BACKEND, name, FilterBackend)  # type: ignore[type-abstract]

@@ -47,7 +47,9 @@ INTERFACE: Mapping[Kind, type] = {
 BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     Kind.BACKEND: {
         "memory": "nlbfarm.backends.memory:MemoryBackend",
+        "nfqueue": "nlbfarm.backends.nfqueue:NfqueueBackend",
         "nftables": "nlbfarm.backends.nftables:NftablesBackend",
+        "windivert": "nlbfarm.backends.windivert:WinDivertBackend",
     },
     Kind.HEARTBEAT: {"udp": "nlbfarm.heartbeat.udp:UdpHeartbeat"},
     Kind.CHECKER: {

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from nlbfarm.backends.marks import LEASES_MS, Marks, lease_step
 from nlbfarm.backends.netlink import MapChange
-from nlbfarm.backends.render import changes, close_script, counter_names, elements, open_script, table_name
+from nlbfarm.backends.render import changes, elements, open_script
+from nlbfarm.backends.ruleset import close_script, counter_names, table_name
 from nlbfarm.core.buckets import ALL, BucketStates
 from nlbfarm.core.policy import Affinity, FilterPolicy, Group, Mode, Protocol, Rule, Vip
 

@@ -160,8 +160,44 @@ def test_backends() -> None:
     assert result.exit_code == 0
     assert {line.split()[0] for line in result.stdout.splitlines()} >= {"memory", "nftables"}
     found = json.loads(invoke("backends", "--json").stdout)
-    assert {"name", "usable", "detail"} == set(found[0])
+    assert {"name", "usable", "detail", "added_ns"} == set(found[0])
     assert next(one["usable"] for one in found if one["name"] == "memory") is True
+
+
+def test_backends_with_what_was_measured(tmp_path: Path) -> None:
+    def row(name: str, packets: str, owned: int, rules: int, **added: float) -> dict[str, object]:
+        return {"filter": name, "packets": packets, "owned": owned, "rules": rules, "added_ns": added}
+
+    rows = [
+        row("nftables", "rejected", 50, 1, median=140, min=130, max=150),
+        row("nftables", "rejected", 50, 500, median=141),
+        row("nftables", "accepted, new", 50, 1, median=1234.5),
+        row("nftables", "accepted, established", 100, 1, median=9),
+        row("nfqueue, kernel's hash", "rejected", 50, 1, median=170),
+        row("nfqueue, Python's hash", "rejected", 50, 1, median=180),
+        row("windivert", "rejected", 50, 1),
+        row("xt_cluster", "rejected", 50, 1, median=300),
+    ]
+    file = tmp_path / "filter-benchmark.json"
+    file.write_text(json.dumps({"benchmark": "filter", "cost": rows}))
+    lines = invoke("backends", "--state-dir", tmp_path).stdout.splitlines()
+    (told,) = [line for line in lines if "1,234 ns" in line]
+    assert "rejected: 140 ns; accepted, new: 1,234 ns" in told
+    assert lines[lines.index(told) - 1].startswith("nftables")
+    assert sum("rejected:" in line for line in lines) == 2
+    found = {one["name"]: one for one in json.loads(invoke("backends", "--benchmark", file, "--json").stdout)}
+    assert found["nfqueue"]["added_ns"] == {"rejected": 170}
+    assert found["windivert"]["added_ns"] == found["memory"]["added_ns"] == {}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"benchmark": "idle"}', '{"benchmark": "filter", "cost": [1]}'])
+def test_backends_with_another_file(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "results.json"
+    file.write_text(text)
+    result = invoke("backends", "--benchmark", file)
+    assert result.exit_code == 2
+    assert "python -m benchmarks filter" in result.stderr
+    assert invoke("backends", "--benchmark", tmp_path / "none").exit_code == 2
 
 
 def files(directory: Path) -> set[Path]:

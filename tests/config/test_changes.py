@@ -92,6 +92,10 @@ REFUSED = {
         [("[[vips]]", '[filter]\nbackend = "memory"\n[[vips]]')],
         ['filter.backend: "auto" -> "memory"'],
     ),
+    "a bucket function": (
+        [("[[vips]]", '[filter]\nbucket_function = "acme.farm:bucket"\n[[vips]]')],
+        ['filter.bucket_function: "" -> "acme.farm:bucket"'],
+    ),
     "control": ([("[[vips]]", '[control]\ngroup = "ops"\n[[vips]]')], ['control.group: "" -> "ops"']),
 }
 

@@ -24,6 +24,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["k"]
 
 
+@pytest.mark.posix("POSIX file modes")
 def test_mode_does_not_depend_on_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
@@ -44,6 +45,7 @@ def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["k"]
 
 
+@pytest.mark.posix("links of a POSIX file system")
 def test_a_dangling_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "k").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UsageError):
@@ -57,6 +59,7 @@ def test_directory_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666, 0o610])
+@pytest.mark.posix("POSIX file modes")
 def test_others_may_do_nothing_with_it(tmp_path: Path, mode: int) -> None:
     generate(tmp_path / "k")
     (tmp_path / "k").chmod(mode)

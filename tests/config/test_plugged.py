@@ -40,6 +40,7 @@ def problems(directory: Path, text: str) -> list[str]:
     return [str(problem) for problem in examine(write(directory, text)).problems]
 
 
+@pytest.mark.posix("paths that begin with a slash")
 async def test_the_example_is_loaded_through_a_configuration(site: Path, tmp_path: Path) -> None:
     config = load(write(tmp_path, SHOP + DISK))
     entry = config.checkers[1]
@@ -57,6 +58,7 @@ async def test_the_example_is_loaded_through_a_configuration(site: Path, tmp_pat
     assert "No such file" in (await lost.check()).detail
 
 
+@pytest.mark.posix("paths that begin with a slash")
 def test_what_the_page_on_plug_ins_shows(site: Path, tmp_path: Path) -> None:
     page = (Path(__file__).parent.parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
@@ -152,9 +154,20 @@ def test_without_the_package_the_configuration_is_wrong_in_every_way_to_make_one
             '[filter]\nbackend = "memory"\nvip_manager = "linux"',
             'filter: the backend "memory" filters no packet',
         ),
+        ("[filter]\nqueues = 17", "filter.queues: 17 is out of range; a number of queues is from 1 to 16"),
+        (
+            '[filter]\nbucket_function = "acme"',
+            'filter.bucket_function: "acme" names no function; write "package.module:name"',
+        ),
+        ("[filter]\nbucket_function = 7", "filter.bucket_function: 7 names no function"),
+        (
+            '[filter]\nbackend = "nftables"\nbucket_function = "acme.farm:bucket"',
+            'filter: the backend "nftables" knows no bucket function but its own; write backend = "nfqueue"',
+        ),
+        ('[filter]\nudp_idle = "0s"', 'filter.udp_idle: "0s" is out of range; write a time from "1s"'),
     ],
 )
-def test_vip_manager(tmp_path: Path, keys: str, message: str) -> None:
+def test_filter(tmp_path: Path, keys: str, message: str) -> None:
     (found,) = problems(tmp_path, f"{SHOP}\n{keys}\n")
     assert found.startswith(message)
 
@@ -173,3 +186,12 @@ def test_transport(site: Path, tmp_path: Path) -> None:
     assert config_digest(load(write(tmp_path, with_transport("serial")))) != digests[0]
     local = f'{SHOP}\n[filter]\nvip_manager = "memory"\n'
     assert config_digest(load(write(tmp_path, local))) == digests[0]
+
+
+def test_nodes_agree_on_a_bucket_function(tmp_path: Path) -> None:
+    def digest(keys: str) -> bytes:
+        return config_digest(load(write(tmp_path, f"{SHOP}\n[filter]\n{keys}\n")))
+
+    own = {digest(f'bucket_function = "{name}"') for name in ("", "acme.farm:bucket", "acme.farm:other")}
+    assert len(own) == 3
+    assert digest('queues = 4\nudp_idle = "5s"\nbackend = "nfqueue"') in own

@@ -1,4 +1,4 @@
-"""Kernel truth: every verdict of the nftables backend is that of the oracle, packet by packet."""
+"""Kernel truth: verdicts, counters and marks of the nftables backend; many more packets: test_conformance."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPEN_VIP = IPv4Address("192.0.2.101")
 BARE_VIP = IPv4Address("192.0.2.102")
 VIP6 = IPv6Address("2001:db8::64")
 GROUP_MAC = "01:00:5e:7f:02:64"
-PACKETS = 12_000
+PACKETS = 4_000
 
 POLICY = FilterPolicy(
     farm="truth",
@@ -193,7 +193,7 @@ async def test_verdicts_of_random_packets_are_those_of_the_oracle(bench: Bench, 
     print(f"packets {sum(table.values())}, differences {len(differences)}")
     assert not differences, "\n".join(differences[:10])
     judged = {"own", "adopt", "foreign", "not-new", "no-lease"}
-    assert sum(packets for (reason, _, _), packets in table.items() if reason in judged) >= 5_000
+    assert sum(packets for (reason, _, _), packets in table.items() if reason in judged) >= 1_500
     assert {reason for reason, _, _ in table} == {str(reason) for reason in Reason} - {"drain"}
     assert counted == expected_counters
     assert bench.ignored_mark(), "a packet left the filter with our mark on it"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nlbfarm import backends, checkers, plugins
+from nlbfarm.backends.windivert.removal import VipRemoval
 from nlbfarm.config import FarmConfig, FarmKeys, derive
 from nlbfarm.config.checkers import Checker as CheckerEntry
 from nlbfarm.core.wire import Codec
@@ -67,7 +68,17 @@ async def build(
         NlbfarmError: The backend cannot work here, or a plug-in is missing.
     """
     farm = config.farm.name
-    backend, why = await backends.choose(config.filter.backend)
+    filtering = config.filter
+    journal = runtime_dir / farm / "journal.json"
+    backend, why = await backends.choose(
+        filtering.backend,
+        backends.Options(
+            queues=filtering.queues,
+            bucket=filtering.bucket_function,
+            udp_idle=filtering.udp_idle.total_seconds(),
+            removal=VipRemoval(filtering.vip_manager_name, journal),
+        ),
+    )
     local, peers = derive.addresses(config, node_id)
     clock = SystemClock()
     return Runtime(
@@ -76,7 +87,7 @@ async def build(
             policy=derive.policy(config, keys),
             codec=Codec(farm, derive.keyring(keys)),
             backend=backend,
-            vips=vip_manager(config, runtime_dir / farm / "journal.json"),
+            vips=vip_manager(config, journal),
             heartbeat=plugins.make(
                 Kind.HEARTBEAT,
                 config.heartbeat.transport,

@@ -1,8 +1,8 @@
-"""The two requests that are made while the farm runs, straight to nf_tables over netlink.
+"""The requests that are made while the farm runs, straight to nf_tables over netlink.
 
 libnftables reads whatever ruleset there is before it does anything: beside 10,000 rules and 50,000 elements
 of somebody else's a change of ours took 24 ms and a reading of our counters seconds. Said in
-netlink's own words both take a fraction of a millisecond, however large the host's ruleset is.
+netlink's own words they take a fraction of a millisecond, however large the host's ruleset is.
 
 Source: ``linux/netfilter/nf_tables.h``, ``linux/netfilter/nfnetlink.h``, ``netlink(7)``.
 """
@@ -25,6 +25,7 @@ __all__ = [
     "MapChange",
     "NetlinkError",
     "NetlinkTables",
+    "ValueChange",
     "attribute",
     "attributes",
     "message",
@@ -44,6 +45,7 @@ _REQUEST, _ACK, _DUMP, _CREATE = 0x1, 0x4, 0x300, 0x400  # NLM_F_*
 _DUMP_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
 _ERROR, _DONE = 2, 3  # NLMSG_*
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11  # NFNL_MSG_*
+_NEWTABLE, _NEWCHAIN, _NEWRULE = 0, 3, 6  # NFT_MSG_*
 _NEWSETELEM, _DELSETELEM, _NEWOBJ, _GETOBJ = 12, 14, 18, 19  # NFT_MSG_*
 _GOTO = 0xFFFFFFFC  # NFT_GOTO, -4
 _COUNTER = 1  # NFT_OBJECT_COUNTER
@@ -85,6 +87,21 @@ class MapChange:
     come: Mapping[int, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class ValueChange:
+    """A new value for a key that is in a map of marks.
+
+    Args:
+        name: The map.
+        key: The key, as it stands in a register.
+        mark: Its new value.
+    """
+
+    name: str
+    key: bytes
+    mark: int
+
+
 class NetlinkTables:
     """A socket to nf_tables. Its calls block for as long as the kernel takes: for a worker thread.
 
@@ -114,8 +131,8 @@ class NetlinkTables:
         self.port_id: int = self._socket.getsockname()[0]
         """By which notifications name who changed something."""
 
-    def change(self, table: str, changes: Sequence[MapChange]) -> None:
-        """Change verdict maps of ``table`` (family ``inet``) in one transaction.
+    def change(self, table: str, changes: Sequence[MapChange], values: Sequence[ValueChange] = ()) -> None:
+        """Change maps of ``table`` (family ``inet``) in one transaction.
 
         Raises:
             NetlinkError: It was refused; nothing was changed.
@@ -129,16 +146,55 @@ class NetlinkTables:
             if change.come:
                 pairs = [_key(key) + _goto(chain) for key, chain in change.come.items()]
                 requests.append((_NEWSETELEM, _CREATE, _elements(table, change.name, pairs)))
-        if not requests:
-            return
+        for value in values:
+            key = attribute(1 | _NESTED, attribute(1, value.key))
+            pair = key + attribute(2 | _NESTED, attribute(1, struct.pack("=I", value.mark)))
+            requests.append((_DELSETELEM, 0, _elements(table, value.name, [key])))
+            requests.append((_NEWSETELEM, _CREATE, _elements(table, value.name, [pair])))
+        if requests:
+            self._transaction(NFPROTO_INET, requests)
+
+    def insert_rule(self, family: int, rule: bytes) -> None:
+        """Put a rule in front of its chain.
+
+        Args:
+            family: Of its table, ``NFPROTO_*``.
+            rule: The attributes of ``NFT_MSG_NEWRULE``.
+
+        Raises:
+            NetlinkError: It was refused; nothing was changed.
+            HostError: The kernel did not answer.
+        """
+        self._transaction(family, [(_NEWRULE, _CREATE, rule)])
+
+    def check_rule(self, family: int, table: str, chain: str, rule: bytes) -> None:
+        """Let the kernel look a rule over, in a table and chain that are not there; changes nothing.
+
+        Raises:
+            NetlinkError: It would be refused.
+            HostError: The kernel did not answer.
+        """
+        place = _string(1, table)  # NFTA_TABLE_NAME, NFTA_CHAIN_TABLE; NFTA_CHAIN_NAME is 3
+        requests = [
+            (_NEWTABLE, _CREATE, place),
+            (_NEWCHAIN, _CREATE, place + _string(3, chain)),
+            (_NEWRULE, _CREATE, rule),
+        ]
+        self._transaction(family, requests, commit=False)
+
+    def _transaction(
+        self, family: int, requests: Sequence[tuple[int, int, bytes]], *, commit: bool = True
+    ) -> None:
         batch = [message(_BATCH_BEGIN, _REQUEST, next(self._sequence), 0, SUBSYSTEM)]
         waiting = set()
         for verb, flags, payload in requests:
             sequence = next(self._sequence)
             waiting.add(sequence)
             kind = SUBSYSTEM << 8 | verb
-            batch.append(message(kind, _REQUEST | _ACK | flags, sequence, NFPROTO_INET, 0, payload))
-        batch.append(message(_BATCH_END, _REQUEST, next(self._sequence), 0, SUBSYSTEM))
+            batch.append(message(kind, _REQUEST | _ACK | flags, sequence, family, 0, payload))
+        end = message(_BATCH_END, _REQUEST, next(self._sequence), 0, SUBSYSTEM)
+        if commit:  # without an end the kernel takes it all back
+            batch.append(end)
         # What refuses the batch as a whole (a missing right) is said of its first message.
         first, last = min(waiting) - 1, max(waiting) + 1
         self._send(b"".join(batch))

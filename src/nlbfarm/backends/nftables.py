@@ -11,16 +11,17 @@ import asyncio
 import errno
 import socket
 import struct
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from nlbfarm.backends.conntrack import obstacle
 from nlbfarm.backends.flows import FlowWatch
 from nlbfarm.backends.marks import MAX_LEASE_S, Marks
-from nlbfarm.backends.netlink import NETLINK_NETFILTER, SUBSYSTEM
-from nlbfarm.backends.render import close_script, table_name
+from nlbfarm.backends.netlink import NETLINK_NETFILTER, NFPROTO_INET, SUBSYSTEM
 from nlbfarm.backends.renewal import Outcome, Renewal
+from nlbfarm.backends.ruleset import close_script, table_name
 from nlbfarm.backends.table import Table, diagnose
 from nlbfarm.backends.watch import Change, TableWatch
 from nlbfarm.core.buckets import Bitmap, BucketStates
@@ -29,7 +30,7 @@ from nlbfarm.errors import HostError, UsageError
 from nlbfarm.interfaces import FilterBackend, FilterCounters, Usability
 from nlbfarm.nft import LIBRARY, Nft
 
-__all__ = ["NftablesBackend"]
+__all__ = ["NftablesBackend", "check_right"]
 
 _T = TypeVar("_T")
 
@@ -45,6 +46,9 @@ class NftablesBackend(FilterBackend):
     """
 
     name = "nftables"
+
+    _families: Collection[int] = (NFPROTO_INET,)
+    """Of the tables that are watched."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -68,14 +72,14 @@ class NftablesBackend(FilterBackend):
 
     async def open(self, policy: FilterPolicy, on_damage: Callable[[str], None]) -> None:
         if self._worker is not None:
-            raise UsageError("the nftables backend is open already")
+            raise UsageError(f"the {self.name} backend is open already")
         self._loop = asyncio.get_running_loop()
         self._on_damage = on_damage
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nlbfarm-nftables")
         try:
             self._renewal = Renewal({vip.address.version for vip in policy.vips})
-            self._watch = TableWatch(table_name(policy.farm))
-            self._table = await self._run(Table, policy)
+            self._watch = TableWatch(table_name(policy.farm), self._families)
+            self._table = await self._run(self._make_table, policy)
             self._loop.add_reader(self._watch.fileno(), self._changed)
             await self._build()
             self._flows = FlowWatch(policy)
@@ -142,9 +146,12 @@ class NftablesBackend(FilterBackend):
     async def cleanup(cls, farm: str) -> Sequence[str]:
         return await asyncio.to_thread(_cleanup, farm)
 
+    def _make_table(self, policy: FilterPolicy) -> Table:
+        return Table(policy)
+
     def _opened(self) -> Table:
         if self._table is None:
-            raise UsageError("the nftables backend is not open")
+            raise UsageError(f"the {self.name} backend is not open")
         return self._table
 
     async def _run(self, job: Callable[..., _T], *arguments: object) -> _T:
@@ -235,9 +242,11 @@ def _sentence(change: Change) -> str:
 
 
 def _probe() -> Usability:
+    if sys.platform != "linux":
+        return Usability(False, "nftables is a part of the Linux kernel; this is not Linux")
     try:
         # First: without the right, libnftables writes to standard error by itself, past its buffers.
-        _check_right()
+        check_right()
         Renewal({4}).close()
         nft = Nft()
     except HostError as error:
@@ -260,8 +269,12 @@ def _plain(problem: HostError | str) -> str:
     return str(problem).removeprefix("nftables: ")  # whoever asks says the backend's name
 
 
-def _check_right() -> None:
-    """Make sure that nf_tables may be asked: it checks CAP_NET_ADMIN before it looks at any message."""
+def check_right() -> None:
+    """Make sure that nf_tables may be asked: it checks CAP_NET_ADMIN before it looks at any message.
+
+    Raises:
+        HostError: It may not.
+    """
     request = struct.pack("=IHHIIBBH", 20, SUBSYSTEM << 8 | _GETGEN, _REQUEST, 0, 0, 0, 0, 0)
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as asking:

@@ -10,15 +10,8 @@ from typing import Any
 
 from nlbfarm.backends.marks import LABEL_BIT, Marks
 from nlbfarm.backends.netlink import NetlinkTables
-from nlbfarm.backends.render import (
-    changes,
-    close_script,
-    counter_names,
-    elements,
-    group_map,
-    open_script,
-    table_name,
-)
+from nlbfarm.backends.render import changes, elements, open_script
+from nlbfarm.backends.ruleset import close_script, counter_names, group_map, table_name
 from nlbfarm.core.buckets import BucketStates
 from nlbfarm.core.policy import FilterPolicy
 from nlbfarm.errors import HostError, UsageError
@@ -31,10 +24,11 @@ _LOOSE = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_loose")
 
 # What the table is made of, each with what to tell an administrator whose kernel lacks it. Only ever dry run.
 _TABLE = "nlbfarm/probe"
+_HASH = "the jhash expression (CONFIG_NFT_HASH)"
 _FEATURES = (
     ("nftables tables of family inet (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET)", ""),
     (
-        "the jhash expression (CONFIG_NFT_HASH)",
+        _HASH,
         "chain c {\n meta mark set jhash ip saddr . th sport mod 256 seed 1\n }",
     ),
     (
@@ -69,9 +63,16 @@ def _probe_script(body: str) -> str:
     return f"table inet {_TABLE} {{\n{body}\n}}\n"
 
 
-def diagnose(nft: Nft) -> str:
-    """Return what keeps the backend from working here, as one sentence, or an empty one; changes nothing."""
+def diagnose(nft: Nft, *, hashing: bool = True) -> str:
+    """Return what keeps a backend from working here, as one sentence, or an empty one; changes nothing.
+
+    Args:
+        nft: Whom to ask.
+        hashing: Whether the kernel has to compute the hash.
+    """
     for feature, body in _FEATURES:
+        if feature == _HASH and not hashing:
+            continue
         try:
             nft.check(_probe_script(body))
         except NftError as error:
@@ -98,6 +99,7 @@ class Table:
         self._name = table_name(policy.farm)
         self._states: Mapping[str, BucketStates] = {}
         self._shape: list[str] = []
+        self._remembering = {"lease"}  # the sets that the packet path writes
         self._counted: dict[str, int] = {}  # by earlier lives of the table
         self._latest: dict[str, int] = {}  # by this life of it, when last read
 
@@ -117,16 +119,20 @@ class Table:
         """
         self._read_counters()
         marks = Marks(secrets.randbelow((1 << 20) - (1 << 16)) + (1 << 16))
-        script = open_script(self._policy, self._states, marks, socket_match=self._socket_match())
-        try:
-            self._nft.run(script)
-        except NftError as error:
-            raise HostError(diagnose(self._nft) or str(error)) from error
+        self._put(marks)
         for name, packets in self._latest.items():
             self._counted[name] = self._counted.get(name, 0) + packets
         self._latest = {}
         self._shape = self._read_shape()
         return marks
+
+    def _put(self, marks: Marks) -> None:
+        """Run the script that makes the table."""
+        script = open_script(self._policy, self._states, marks, socket_match=self._socket_match())
+        try:
+            self._nft.run(script)
+        except NftError as error:
+            raise HostError(diagnose(self._nft) or str(error)) from error
 
     def apply(self, states: Mapping[str, BucketStates]) -> None:
         """Make the bucket states those of ``states``, in one transaction.
@@ -192,6 +198,9 @@ class Table:
         except OSError:
             return True  # conntrack is not loaded yet; 1 is its default
 
+    def _elements(self, index: int, states: BucketStates) -> dict[int, str]:
+        return elements(index, states)
+
     def _read_counters(self) -> None:
         self._latest.update(self._netlink.counters(self._name))
 
@@ -211,7 +220,7 @@ class Table:
                     found = content.pop("elem", [])
                     if index is not None:
                         found = self._strange(index, found)
-                    elif content["name"] == "lease":
+                    elif content["name"] in self._remembering:
                         found = []
                     items.extend(
                         f"{kind} {content['name']} {json.dumps(element, sort_keys=True)}" for element in found
@@ -222,6 +231,6 @@ class Table:
     def _strange(self, index: int, found: list[Any]) -> list[Any]:
         """Return what is in a group's map and should not be, and the other way round."""
         group = self._policy.groups[index].name
-        expected = elements(index, self._states.get(group, BucketStates()))
+        expected = self._elements(index, self._states.get(group, BucketStates()))
         kernel = {bucket: verdict["goto"]["target"] for bucket, verdict in found}
         return sorted(set(kernel.items()) ^ set(expected.items()))

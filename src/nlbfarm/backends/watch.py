@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import itertools
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from nlbfarm.backends.netlink import NETLINK_NETFILTER, NFPROTO_INET, SUBSYSTEM, attributes, messages
@@ -64,16 +64,18 @@ class Change:
 
 
 class TableWatch:
-    """A netlink socket that hears of every change of one table of family ``inet``.
+    """A netlink socket that hears of every change of the farm's tables.
 
     Args:
-        table: Its name.
+        table: Their name.
+        families: Their families (``NFPROTO_*``).
 
     Raises:
         HostError: The kernel does not let us listen.
     """
 
-    def __init__(self, table: str) -> None:
+    def __init__(self, table: str, families: Collection[int] = (NFPROTO_INET,)) -> None:
+        self._families = frozenset(families)
         self._name = table.encode() + b"\0"
         try:
             self._socket = socket.socket(
@@ -122,7 +124,7 @@ class TableWatch:
                 lost = True
                 continue
             if sender == 0:  # the kernel; a privileged process could send to the group, too
-                changes.extend(_changes(data, self._name))
+                changes.extend(_changes(data, self._name, self._families))
         return changes, lost
 
     def close(self) -> None:
@@ -130,10 +132,10 @@ class TableWatch:
         self._socket.close()
 
 
-def _changes(data: bytes, name: bytes) -> Iterator[Change]:
+def _changes(data: bytes, name: bytes, families: Collection[int]) -> Iterator[Change]:
     for kind, _, _, port_id, payload in messages(data):
         verb = kind & 0xFF
-        if kind >> 8 != SUBSYSTEM or verb not in _KINDS or payload[:1] != bytes([NFPROTO_INET]):
+        if kind >> 8 != SUBSYSTEM or verb not in _KINDS or not payload or payload[0] not in families:
             continue
         table = next(
             (value for key, value in attributes(payload[_GENERIC_SIZE:]) if key == _NAME_OF_TABLE), b""

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -87,6 +88,8 @@ for _verb in (
 @click.option("--keep", is_flag=True, help="Leave the farm running and say how to look around.")
 def demo(scenario: str, nodes: int, server: str, backend: str, json_file: Path | None, keep: bool) -> int:
     """Show a whole farm on this machine: it serves, loses a server, takes it back, and more."""
+    if sys.platform != "linux":
+        raise HostError("the demo needs Linux: its servers are network namespaces of one machine")
     try:
         from nlbfarm.cli.demo import run_demo
     except ModuleNotFoundError as error:

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from nlbfarm.cli.common import Exit, echo_json, json_option
+from nlbfarm.cli.common import Exit, echo_json, json_option, state_option
+from nlbfarm.cli.figures import FILE, measured
 from nlbfarm.config.digest import config_digest
 from nlbfarm.config.draft import Draft, Entry
 from nlbfarm.config.host import Host, host_problems, host_warnings, identify, read_host
@@ -113,7 +114,7 @@ def _backend_problems(draft: Draft) -> Iterator[Problem]:
     name = draft.singles["filter"].get("backend")
     if name is None:
         return
-    from nlbfarm.backends import choose
+    from nlbfarm.backends import Options, choose
 
     known = [name for name, _, _ in asyncio.run(_survey())]
     if name != "auto" and name not in known:
@@ -123,7 +124,7 @@ def _backend_problems(draft: Draft) -> Iterator[Problem]:
         )
         return
     try:
-        asyncio.run(choose(name))
+        asyncio.run(choose(name, Options(bucket=draft.singles["filter"].get("bucket_function") or "")))
     except NlbfarmError as error:
         yield Problem("filter.backend", str(error))
 
@@ -145,14 +146,32 @@ async def _survey() -> list[tuple[str, bool, str]]:
 
 
 @click.command()
+@click.option(
+    "--benchmark",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help=f"What the filter benchmark measured; by default {FILE} in the state directory, if it is there.",
+)
+@state_option
 @json_option
-def backends(as_json: bool) -> int:
-    """List the packet filters, and whether they work on this host."""
+def backends(benchmark: Path | None, state_dir: Path, as_json: bool) -> int:
+    """List the packet filters, whether they work on this host and what a packet costs there."""
+    if benchmark is None and (state_dir / FILE).is_file():
+        benchmark = state_dir / FILE
+    costs = measured(benchmark) if benchmark is not None else {}
     found = asyncio.run(_survey())
     if as_json:
-        echo_json([{"name": name, "usable": usable, "detail": detail} for name, usable, detail in found])
+        echo_json(
+            [
+                {"name": name, "usable": usable, "detail": detail, "added_ns": costs.get(name, {})}
+                for name, usable, detail in found
+            ]
+        )
         return Exit.OK
     width = max((len(name) for name, _, _ in found), default=0)
     for name, usable, detail in found:
         click.echo(f"{name:<{width}}  {'works' if usable else 'no   '}  {detail}")
+        if name in costs:
+            of_kinds = "; ".join(f"{kind}: {ns:,.0f} ns" for kind, ns in costs[name].items())
+            click.echo(f"{'':<{width}}         a packet costs, as measured here: {of_kinds}")
     return Exit.OK

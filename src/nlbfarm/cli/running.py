@@ -31,6 +31,11 @@ __all__ = ["run"]
 @state_option
 def run(config_file: Path, node: str | None, runtime_dir: Path, state_dir: Path) -> int:
     """Be a node of the farm until SIGTERM or SIGINT; SIGHUP reloads the configuration."""
+    if sys.platform == "win32":
+        raise HostError(
+            "on Windows a node runs inside a program so far (nlbfarm.assembly.build): its signals and its "
+            "control socket are those of Unix"
+        )
     config = load(config_file)
     keys = load_keys(config.farm.key_file)
     host = read_host()

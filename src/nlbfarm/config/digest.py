@@ -24,9 +24,10 @@ def dump(config: FarmConfig) -> dict[str, Any]:
 def canonical(config: FarmConfig) -> dict[str, Any]:
     """Return what all nodes of a farm must agree on, independent of how it is written.
 
-    Left out is what a host may have for itself: ``[log]``, ``[control]``, ``[filter]``,
-    ``[[checkers]]``, where the key file is, the name of a VIP's interface, and whether
-    real-time priority is wanted. Tables whose order has no meaning are sorted.
+    Left out is what a host may have for itself: ``[log]``, ``[control]``, ``[filter]`` (but for a bucket
+    function: nodes with different ones would serve a client twice, or not at all), ``[[checkers]]``, where
+    the key file is, the name of a VIP's interface, and whether real-time priority is wanted. Tables whose
+    order has no meaning are sorted.
 
     Left out, too, is what changes by ``reload`` on one node after the other, in any order: nodes that
     disagree on it for a while must go on to serve together.
@@ -48,6 +49,8 @@ def _with_nodes(config: FarmConfig) -> dict[str, Any]:
     data = dump(config)
     for own in ("log", "control", "filter", "checkers", "handoff"):
         data.pop(own, None)
+    if config.filter.bucket_function:
+        data["bucket_function"] = config.filter.bucket_function
     del data["farm"]["key_file"]
     del data["heartbeat"]["realtime"]
     for vip, model in zip(data["vips"], config.vips, strict=True):

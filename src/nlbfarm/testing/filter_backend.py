@@ -4,8 +4,8 @@ A backend's own tests call ``check_filter_backend_contract`` with a way to make 
 that brings a packet before it. The memory backend runs it on a fake clock, the nftables backend with real
 packets in a network namespace; a vendor's backend can do the same.
 
-The check tries the contract, not every packet: compare the verdicts of many random packets with
-``nlbfarm.core.decision.decide`` as well.
+The check tries the contract, not every packet: ``nlbfarm.testing.conformance`` sends thousands and compares
+their verdicts with ``nlbfarm.core.decision.decide``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nlbfarm.testing._filter_flows import (
 __all__ = ["FARM", "PacketProbe", "check_filter_backend_contract"]
 
 _GROUP_COUNTERS = frozenset({"own", "adopt", "drain", "foreign", "not-new", "no-lease", "blocked"})
-_OTHER_COUNTERS = frozenset({"uncovered", "icmp-error", "malformed", "no-lease"})
+_OTHER_COUNTERS = frozenset({"uncovered", "icmp-error", "malformed", "no-lease", "queue-full", "lost"})
 
 _DAMAGE_SEEN_WITHIN = 5.0
 _LOOK_EVERY = 0.02
