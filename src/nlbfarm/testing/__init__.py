@@ -2,6 +2,7 @@
 
 - ``clock``           ``FakeClock``: time that passes when the test says so
 - ``filter_backend``  ``check_filter_backend_contract``: what every ``FilterBackend`` must keep
+- ``conformance``     ``check_filter_backend``: thousands of packets, every verdict beside the oracle's
 - ``farm``            a whole farm of cores in simulated time: ``world``, ``hosts``, ``network``, ``clients``
 - ``invariants``      what must hold in it at every step
 - ``schedules``       what happens to it, as data; made by ``chance``, run in numbers by ``batch``, made small
