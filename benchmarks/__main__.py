@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import false_alarms, flows, handoff, healing, idle, leaders, outage
+from benchmarks import filter as filters
 
 Options = Mapping[str, tuple[Any, str]]
 """Names of a benchmark's arguments, each with its default and what it means."""
@@ -20,6 +21,15 @@ SERVER: Options = {"server": ("auto", "web server of the nodes")}
 BENCHMARKS: Mapping[str, tuple[Callable[..., dict[str, Any]], Options]] = {
     "idle": (idle.measure, SECONDS),
     "flows": (flows.measure, SECONDS),
+    "filter": (
+        filters.measure,
+        {
+            "repeat": (9, "repetitions, each with fresh filters"),
+            "rounds": (20, "turns in which each filter is measured in a repetition"),
+            "only": ("", "measure of nlbfarm's filters only those whose names begin so"),
+            "plot": ("", "also draw the results into this file, .svg or .png"),
+        },
+    ),
     "handoff": (
         handoff.measure,
         {
