@@ -5,6 +5,7 @@
 #   requirements-dev.txt    base, extras, tools, and what builds the project
 #   requirements-linux.txt  what a vendor ships on Linux: base and the extra `linux`; the same versions
 #   requirements-nfqueue.txt  the extra `nfqueue` alone: there is only source, so it needs a compiler and headers
+#   requirements-windows.txt  for scripts/test_windows.sh: a Windows CPython, base, the extra `windivert`, pytest; the same versions
 #
 # Usage: scripts/pin.sh [--upgrade]   (made with the oldest Python that is supported)
 set -euo pipefail
@@ -31,6 +32,8 @@ sed -n '/^[a-z]/s/ .*//p' constraints/requirements-dev.txt >"$work/versions.txt"
 compile --constraint="$work/versions.txt" --extra=linux --output-file=constraints/requirements-linux.txt pyproject.toml
 compile --constraint="$work/versions.txt" --extra=linux --extra=nfqueue --output-file="$work/nfqueue.txt" pyproject.toml
 sed -n '/^#/p; /^netfilterqueue/,/# via/p' "$work/nfqueue.txt" >constraints/requirements-nfqueue.txt
+compile --constraint="$work/versions.txt" --extra=windivert --output-file=constraints/requirements-windows.txt \
+  pyproject.toml constraints/windows.in
 sed -i "s|-c $work/versions.txt, ||" constraints/requirements-*.txt
 
 if grep -nE '://|/tmp|/opt|/home|/root|@ file' constraints/requirements-*.txt; then

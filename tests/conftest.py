@@ -1,6 +1,8 @@
 """What all tests share: the seed of a run, what this host lacks, and a plain word on what was skipped.
 
 - ``@pytest.mark.netns``: needs root (or root in a user namespace), network namespaces and nftables.
+- ``@pytest.mark.posix("file modes")``: needs what Windows has not; ``@pytest.mark.windows``: needs Windows
+  (``make test-windows``).
 - ``rng``: a random generator of the test's own, from the seed of the run.
 - The seed is printed at the top, and with every failed run; ``--hypothesis-seed=N`` replays both
   hypothesis' examples and ``rng``. A build (``CI`` is set) always takes the same one.
@@ -13,6 +15,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -40,6 +43,8 @@ ip netns exec probe nft add table inet probe
 @functools.cache
 def missing_for_netns() -> str:
     """Return what this host lacks for tests in network namespaces, or ``""``; found out by doing it."""
+    if sys.platform != "linux":
+        return "Linux"
     if os.geteuid() != 0:
         return "root (run as root, or in `unshare --user --map-root-user --net --mount`)"
     for program in ("unshare", "ip", "nft"):
@@ -80,6 +85,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what cannot run here, and say why."""
     if item.get_closest_marker("netns") is not None and (missing := missing_for_netns()):
         pytest.skip(f"lack of {missing}")
+    posix = item.get_closest_marker("posix")
+    if posix is not None and os.name != "posix":
+        pytest.skip(f"lack of {posix.args[0]}")
+    if item.get_closest_marker("windows") is not None and sys.platform != "win32":
+        pytest.skip("lack of Windows (make test-windows runs it in Wine)")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

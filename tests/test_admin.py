@@ -66,6 +66,7 @@ def test_a_damaged_file_stops_the_node_and_says_what_to_do(path: Path, content: 
     assert AdminFile(path).read() == AdminState()
 
 
+@pytest.mark.posix("POSIX' error for a file in place of a directory")
 def test_a_file_that_cannot_be_read_or_written_is_an_error(path: Path) -> None:
     path.parent.write_text("no directory")
     with pytest.raises(HostError, match="cannot be read"):

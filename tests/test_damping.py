@@ -76,6 +76,7 @@ def test_without_a_file_nobody_waits() -> None:
     starts.end()
 
 
+@pytest.mark.posix("POSIX' error for a file in place of a directory")
 def test_a_state_directory_that_cannot_be_used_says_so(path: Path) -> None:
     path.parent.write_text("no directory")
     with pytest.raises(HostError, match="cannot be read"):

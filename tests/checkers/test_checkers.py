@@ -228,6 +228,7 @@ async def test_http_refused(free_port: int) -> None:
     assert result == CheckResult(False, f"connection refused by 127.0.0.1:{free_port}")
 
 
+@pytest.mark.posix("an event loop that closes sockets without shutting them down first")
 async def test_http_reset() -> None:
     async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

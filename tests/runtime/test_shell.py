@@ -192,6 +192,7 @@ async def test_a_spoilt_incarnation_file_leaves_it_to_the_clock(tmp_path: Path, 
     assert file.read_text() == "1000000\n"
 
 
+@pytest.mark.posix("POSIX' error for a file in place of a directory")
 async def test_a_state_directory_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HostError, match=r"incarnation: cannot be (read|written) \(Not a directory\)"):

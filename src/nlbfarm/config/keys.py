@@ -147,7 +147,10 @@ def load_keys(path: Path) -> FarmKeys:
             ],
         ) from None
     except OSError as error:
-        raise ConfigError(str(path), [Problem("", why_unreadable(path, error))]) from None
+        why = why_unreadable(path, error)
+        if os.name == "nt" and path.is_dir():  # elsewhere a directory can be opened
+            why = "is not a file"
+        raise ConfigError(str(path), [Problem("", why)]) from None
     problems: list[Problem] = []
     # The open file is looked at, not its name: nobody can swap it in between.
     mode = os.fstat(descriptor).st_mode

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from enum import StrEnum
@@ -172,15 +173,23 @@ Name = Annotated[str, BeforeValidator(_name)]
 """Name of a farm, node, rule, group or checker: it goes into file names, tables and messages."""
 
 
+_LINUX_INTERFACE = re.compile(r"[^\s/:\x00]{1,15}")
+_WINDOWS_INTERFACE = re.compile(r"\S(?:[^\x00-\x1f]{0,254}\S)?")
+
+
 def _interface(value: object) -> str:
-    # The kernel's rule (net/core/dev.c, dev_valid_name), less what cannot be meant here.
-    if not isinstance(value, str) or not re.fullmatch(r"[^\s/:\x00]{1,15}", value) or value in (".", ".."):
-        raise ValueError(f'{shown(value)} is not the name of a network interface, like "eth0"')
+    # The kernel's rule (net/core/dev.c, dev_valid_name), less what cannot be meant here; Windows has names
+    # such as "Ethernet 2" (netioapi.h: IF_MAX_STRING_SIZE).
+    windows = sys.platform == "win32"
+    valid = _WINDOWS_INTERFACE if windows else _LINUX_INTERFACE
+    if not isinstance(value, str) or not valid.fullmatch(value) or value in (".", ".."):
+        like = "Ethernet 2" if windows else "eth0"
+        raise ValueError(f'{shown(value)} is not the name of a network interface, like "{like}"')
     return value
 
 
 InterfaceName = Annotated[str, BeforeValidator(_interface)]
-"""Name of a network interface, as ``ip link`` shows it."""
+"""Name of a network interface, as ``ip link`` shows it (Windows: ``Get-NetAdapter``)."""
 
 
 def _address(value: object) -> IPAddress:

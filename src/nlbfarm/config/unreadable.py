@@ -16,6 +16,8 @@ def why_unreadable(path: Path, error: OSError) -> str:
         path: The file.
         error: What opening it raised.
     """
+    if os.name == "nt" and path.is_dir():  # Windows says that permission was denied
+        return "cannot be read: Is a directory"
     if not isinstance(error, PermissionError) or os.name != "posix":
         return f"cannot be read: {error.strerror}"
     me = _user(os.geteuid())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import importlib
 import socket
 import struct
@@ -292,6 +291,8 @@ class Watch:
                         (self._carrying.add if carries else self._carrying.discard)(index)
 
     def _reload(self) -> None:
+        import fcntl  # not on Windows, where this module is imported with its package
+
         present, carrying = set(), set()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
             for label, addresses in psutil.net_if_addrs().items():
