@@ -40,6 +40,12 @@ def test_a_peer_not_yet_acknowledging_counts_from_when_it_was_first_heard() -> N
     assert lease_end([new], 10.0, SETTINGS) == pytest.approx(9.8 + 0.45)
 
 
+def test_what_a_new_peer_heard_of_long_ago_does_not_end_it() -> None:
+    """A copy that went astray is the first that a restarted process hears, and so what it echoes first."""
+    new = peer(word(2, follows=INSIDE), first=9.8, last=9.9, acked=8.0)
+    assert lease_end([new], 10.0, SETTINGS) == pytest.approx(9.8 + 0.45)
+
+
 def test_a_peer_that_died_does_not_limit_it_but_one_that_ignored_us_does() -> None:
     died = peer(word(2, follows=INSIDE), first=0.0, last=9.7, acked=9.6)
     ignoring = peer(word(2, follows=INSIDE), first=0.0, last=9.7, acked=9.4)

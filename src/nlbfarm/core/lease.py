@@ -35,8 +35,11 @@ def peer_limit(peer: Peer, now: float, settings: Settings) -> float | None:
 
 
 def _acked(peer: Peer) -> float:
-    """Return when we sent what ``peer`` acknowledged last; before its first time, when it was first heard."""
-    return peer.acked_at if peer.acked_at is not None else peer.first_heard
+    """Return when we sent what ``peer`` acknowledged last, or when it was first heard if that is later.
+
+    What it acknowledges first may be a stray copy of something sent long before its life began.
+    """
+    return max(peer.acked_at, peer.first_heard) if peer.acked_at is not None else peer.first_heard
 
 
 def lease_end(heard: Iterable[Peer], now: float, settings: Settings) -> float:
