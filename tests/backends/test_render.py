@@ -66,10 +66,27 @@ def test_every_accepting_path_looks_the_lease_up() -> None:
     # own_new, g0_adopted and g0_drained are reached only with a mark that an asking chain has set.
     assert to_take == {"uncovered_accept", "icmp_error", "g0_own", "own_new", "g0_adopted", "g0_drained"}
     accepting = {
-        name for name, rules in chains.items() if any(re.search(r"\baccept$", rule) for rule in rules)
+        name
+        for name, rules in chains.items()
+        if any(re.search(r"\baccept$", rule) and "iifname !=" not in rule for rule in rules)
     }
-    # v0, v1: another interface; renew: not for the loopback; neighbour discovery is in a map.
-    assert accepting == {"take", "g0_own", "g0_adopt", "g0_drain", "v0", "v1", "renew"}
+    # renew: not for the loopback; neighbour discovery is in a map.
+    assert accepting == {"take", "g0_own", "g0_adopt", "g0_drain", "renew"}
+
+
+def test_every_interface_has_its_own_way_in() -> None:
+    """A packet for a VIP that comes another way is not filtered, whether a service is meant or not."""
+    vips = (Vip(VIP, "eth0"), Vip(ip_address("192.0.2.101"), "eth1"))
+    rules = [Rule(f"web{vip.address}", "web", vip.address, Protocol.TCP, (80,)) for vip in vips]
+    rules += [Rule(f"ssh{vip.address}", "shut", vip.address, Protocol.TCP, (22,)) for vip in vips]
+    policy = FilterPolicy("shop", vips, (Group("web", 1), Group("shut", 2, Mode.BLOCKED)), tuple(rules))
+    script = open_script(policy, {}, MARKS)
+    for number, vip in enumerate(vips):
+        for port in (80, 22):
+            found = re.search(rf"{vip.address} \. tcp \. {port} : goto (\w+)", script)
+            assert found
+            first = dict(CHAIN.findall(script))[found[1]].strip().split("\n")[0].strip()
+            assert first == f'iifname != "eth{number}" accept'
 
 
 def test_without_the_socket_match_there_is_no_rule_that_uses_it() -> None:

@@ -3,10 +3,10 @@
 Each function returns one script, which the caller runs as one transaction. All of it lives in
 one table, ``inet nlbfarm_<farm>``. A packet for a VIP passes:
 
-1. ``arrive``, a hook just before conntrack: the VIP by destination address, the service by one look-up of
-   (address, protocol, port), the bucket by ``jhash`` into the packet's mark, the bucket's state by one
-   look-up of the mark in the group's map. Foreign packets end here; ``OWN`` packets are accepted here.
-   A packet whose verdict needs conntrack goes on with a mark that says so.
+1. ``arrive``, a hook just before conntrack: the service by one look-up of (address, protocol, port), or else
+   the VIP by its address; nothing more if it is not on the VIP's interface. The bucket by ``jhash`` into the
+   packet's mark, the bucket's state by one look-up of the mark in the group's map. Foreign packets end here;
+   ``OWN`` packets are accepted here. A packet whose verdict needs conntrack goes on with a mark that says so.
 2. ``tracked``, a hook right after conntrack: labels a new flow, and tells new, established and other
    packets apart for ``ADOPT`` and ``DRAIN``.
 
@@ -31,17 +31,14 @@ from nlbfarm.backends.marks import LABEL_BIT, Marks
 from nlbfarm.backends.netlink import MapChange
 from nlbfarm.backends.ruleset import (
     AFTER_CONNTRACK,
-    NETWORK_MASK,
-    SADDR,
     WHOLE_HEADER,
+    Entry,
     chain,
     close_script,
     counter_object,
     dispatch,
-    echo_entry,
-    entry,
+    entries,
     group_map,
-    group_of,
     objects,
     renewals,
     table_name,
@@ -49,7 +46,7 @@ from nlbfarm.backends.ruleset import (
     vip_chains,
 )
 from nlbfarm.core.buckets import BucketState, BucketStates, bits
-from nlbfarm.core.policy import Affinity, FilterPolicy, Mode
+from nlbfarm.core.policy import FilterPolicy, Mode
 
 __all__ = ["changes", "elements", "open_script"]
 
@@ -113,7 +110,7 @@ def open_script(
         renewals(policy, marks),
         dispatch(policy),
         vip_chains(policy),
-        _hashing(policy),
+        entries(policy, _hashed),
         _states(policy, states, marks, socket_match),
     ):
         body.extend(part)
@@ -121,29 +118,12 @@ def open_script(
     return f"{close_script(policy.farm)}table inet {table_name(policy.farm)} {{\n{inner}}}\n"
 
 
-def _hashing(policy: FilterPolicy) -> Iterator[str]:
-    done = set()
-    for rule in policy.rules:
-        index, group = group_of(policy, rule)
-        family = rule.vip.version
-        source = SADDR[family]
-        keys = {
-            Affinity.CLIENT_PORT: f"{source} . th sport",
-            Affinity.CLIENT: source,
-            Affinity.NETWORK: f"{source} & {NETWORK_MASK[family]}",
-        }
-        for name, key in ((entry(policy, rule), keys[rule.affinity]), (echo_entry(policy, rule), source)):
-            if group.mode is Mode.BLOCKED or name in done:
-                continue
-            done.add(name)
-            yield from chain(
-                name,
-                [
-                    f"meta mark set jhash {key} mod 256 seed 0x{group.seed:08x}",
-                    f"meta mark vmap @{group_map(index)}",
-                    f"counter name {counter_object(index, 'foreign')} drop",
-                ],
-            )
+def _hashed(entry: Entry) -> list[str]:
+    return [
+        f"meta mark set jhash {entry.key} mod 256 seed 0x{entry.group.seed:08x}",
+        f"meta mark vmap @{group_map(entry.index)}",
+        f"counter name {counter_object(entry.index, 'foreign')} drop",
+    ]
 
 
 def _states(

@@ -6,27 +6,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from nlbfarm.backends.marks import LEASES_MS, RENEW_PORT, Marks
-from nlbfarm.core.policy import FilterPolicy, Group, Mode, Rule, Vip
+from nlbfarm.core.policy import Affinity, FilterPolicy, Group, Mode, Rule, Vip
 from nlbfarm.errors import UsageError
 
 __all__ = [
     "AFTER_CONNTRACK",
     "DADDR",
-    "NETWORK_MASK",
     "SADDR",
     "WHOLE_HEADER",
+    "Entry",
     "chain",
     "close_script",
     "counter_names",
     "counter_object",
     "dispatch",
-    "echo_entry",
-    "entry",
+    "entries",
     "group_map",
-    "group_of",
     "leased",
     "objects",
     "renewals",
@@ -44,7 +43,7 @@ SADDR = {4: "ip saddr", 6: "ip6 saddr"}
 DADDR = {4: "ip daddr", 6: "ip6 daddr"}
 _LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 _ADDRESS_TYPE = {4: "ipv4_addr", 6: "ipv6_addr"}
-NETWORK_MASK = {4: "255.255.255.0", 6: "ffff:ffff:ffff:ffff::"}
+_NETWORK_MASK = {4: "255.255.255.0", 6: "ffff:ffff:ffff:ffff::"}
 _ICMP_ERRORS = {4: (3, 11, 12), 6: (1, 2, 3, 4)}
 _ECHO_REQUEST = {4: 8, 6: 128}
 
@@ -124,25 +123,84 @@ def renewals(policy: FilterPolicy, marks: Marks) -> Iterator[str]:
 
 
 def dispatch(policy: FilterPolicy) -> Iterator[str]:
-    """Yield the hook before conntrack, ``arrive``, and the maps of VIPs and services that it looks up."""
+    """Yield the hook before conntrack, ``arrive``, and the maps of services and VIPs that it looks up.
+
+    Services come first: of a farm's packets hardly any is for a VIP and for no service of it.
+    """
     rules = [f"type filter hook prerouting priority {_BEFORE_CONNTRACK}; policy accept;"]
     for family in _families(policy):
-        vips = {
-            str(vip.address): f"goto v{index}"
-            for index, vip in enumerate(policy.vips)
-            if vip.address.version == family
-        }
-        yield from verdict_map(f"vips{family}", _ADDRESS_TYPE[family], vips)
         services = {
-            f"{rule.vip} . {rule.protocol.name.lower()} . {port}": f"goto {entry(policy, rule)}"
+            f"{rule.vip} . {rule.protocol.name.lower()} . {port}": f"goto {_entry(policy, rule)}"
             for rule in policy.rules
             if rule.vip.version == family
             for port in rule.ports
         }
         key = f"{_ADDRESS_TYPE[family]} . inet_proto . inet_service"
         yield from verdict_map(f"services{family}", key, services)
+        vips = {
+            str(vip.address): f"goto v{index}"
+            for index, vip in enumerate(policy.vips)
+            if vip.address.version == family
+        }
+        yield from verdict_map(f"vips{family}", _ADDRESS_TYPE[family], vips)
+        if services:
+            rules.append(f"{DADDR[family]} . meta l4proto . th dport vmap @services{family}")
         rules.append(f"{DADDR[family]} vmap @vips{family}")
     yield from chain("arrive", rules)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where the packets of a service go.
+
+    Args:
+        index: Of the group in the policy.
+        group: The group.
+        family: 4 or 6.
+        key: What the hash is computed of.
+        echo: Whether it is for echo requests.
+    """
+
+    index: int
+    group: Group
+    family: int
+    key: str
+    echo: bool
+
+
+def entries(policy: FilterPolicy, inside: Callable[[Entry], Sequence[str]]) -> Iterator[str]:
+    """Yield the chains that services and echo requests go to.
+
+    Args:
+        policy: What to enforce.
+        inside: Returns the rules of one. Of a blocked group it is not asked.
+    """
+    done = set()
+    for rule in policy.rules:
+        index, group = _group_of(policy, rule)
+        family, interface = rule.vip.version, policy.vips[_vip_of(policy, rule)].interface
+        source = SADDR[family]
+        key = {
+            Affinity.CLIENT_PORT: f"{source} . th sport",
+            Affinity.CLIENT: source,
+            Affinity.NETWORK: f"{source} & {_NETWORK_MASK[family]}",
+        }[rule.affinity]
+        blocked = [f"goto g{index}_blocked"]
+        for name, first, made in (
+            (_entry(policy, rule), [_elsewhere(interface)], Entry(index, group, family, key, False)),
+            (_echo_entry(policy, rule), [], Entry(index, group, family, source, True)),
+        ):
+            if name in done or name == f"g{index}_blocked":  # that one is the caller's
+                continue
+            done.add(name)
+            yield from chain(name, [*first, *(blocked if group.mode is Mode.BLOCKED else inside(made))])
+
+
+def _elsewhere(interface: str) -> str:
+    # Between quotes "*" would be a pattern.
+    if not re.fullmatch(r'[^\s"*/]{1,15}', interface):
+        raise UsageError(f"{interface!r} is no name of an interface")
+    return f'iifname != "{interface}" accept'
 
 
 def vip_chains(policy: FilterPolicy) -> Iterator[str]:
@@ -164,15 +222,11 @@ def vip_chains(policy: FilterPolicy) -> Iterator[str]:
 
 
 def _vip(policy: FilterPolicy, index: int, vip: Vip) -> Iterator[str]:
-    if not re.fullmatch(
-        r'[^\s"*/]{1,15}', vip.interface
-    ):  # it stands in quotes, where "*" would be a pattern
-        raise UsageError(f"{vip.interface!r} is no name of an interface")
     family = vip.address.version
     icmp, header = ("icmp", "icmp") if family == 4 else ("ipv6-icmp", "icmpv6")
     uncovered = "uncovered_accept" if vip.accept_uncovered else "uncovered"
     first = next((rule for rule in policy.rules if rule.vip == vip.address), None)
-    kinds = {f"{_ECHO_REQUEST[family]}": f"goto {echo_entry(policy, first) if first else uncovered}"}
+    kinds = {f"{_ECHO_REQUEST[family]}": f"goto {_echo_entry(policy, first) if first else uncovered}"}
     kinds.update({f"{kind}": "goto icmp_error" for kind in _ICMP_ERRORS[family]})
     if family == 6:
         kinds["133-137"] = "accept"  # neighbour discovery (RFC 4861)
@@ -183,8 +237,7 @@ def _vip(policy: FilterPolicy, index: int, vip: Vip) -> Iterator[str]:
     yield from chain(
         f"v{index}",
         [
-            f'iifname != "{vip.interface}" accept',
-            f"{DADDR[family]} . meta l4proto . th dport vmap @services{family}",
+            _elsewhere(vip.interface),
             f"meta l4proto {icmp} goto v{index}_icmp",
             WHOLE_HEADER,
             # An IPv6 extension header that is cut off leaves the protocol open.
@@ -217,23 +270,27 @@ def _families(policy: FilterPolicy) -> Sequence[int]:
     return sorted({vip.address.version for vip in policy.vips})
 
 
-def group_of(policy: FilterPolicy, rule: Rule) -> tuple[int, Group]:
-    """Return the group of a rule, and its index in the policy."""
+def _group_of(policy: FilterPolicy, rule: Rule) -> tuple[int, Group]:
     index = next(index for index, group in enumerate(policy.groups) if group.name == rule.group)
     return index, policy.groups[index]
 
 
-def entry(policy: FilterPolicy, rule: Rule) -> str:
-    """Return the name of the chain that a rule's packets go to, which the caller renders."""
-    index, group = group_of(policy, rule)
-    if group.mode is Mode.BLOCKED:
-        return f"g{index}_blocked"
-    return f"g{index}_{rule.affinity.value.replace('-', '_')}{rule.vip.version}"
+def _vip_of(policy: FilterPolicy, rule: Rule) -> int:
+    return next(index for index, vip in enumerate(policy.vips) if vip.address == rule.vip)
 
 
-def echo_entry(policy: FilterPolicy, rule: Rule) -> str:
+def _entry(policy: FilterPolicy, rule: Rule) -> str:
+    """Return the name of the chain that a rule's packets go to: one for each interface."""
+    index, group = _group_of(policy, rule)
+    names = list(dict.fromkeys(vip.interface for vip in policy.vips))
+    number = names.index(policy.vips[_vip_of(policy, rule)].interface)
+    what = "blocked_" if group.mode is Mode.BLOCKED else rule.affinity.value.replace("-", "_")
+    return f"g{index}_{what}{rule.vip.version}" + (f"_{number}" if number else "")
+
+
+def _echo_entry(policy: FilterPolicy, rule: Rule) -> str:
     """Return the name of the chain that echo requests go to if ``rule`` is the VIP's first."""
-    index, group = group_of(policy, rule)
+    index, group = _group_of(policy, rule)
     return f"g{index}_blocked" if group.mode is Mode.BLOCKED else f"g{index}_echo{rule.vip.version}"
 
 

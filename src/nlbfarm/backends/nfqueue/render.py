@@ -33,17 +33,15 @@ from nlbfarm.backends.render import changes, elements
 from nlbfarm.backends.ruleset import (
     AFTER_CONNTRACK,
     DADDR,
-    NETWORK_MASK,
     SADDR,
     WHOLE_HEADER,
+    Entry,
     chain,
     close_script,
     counter_object,
     dispatch,
-    echo_entry,
-    entry,
+    entries,
     group_map,
-    group_of,
     leased,
     objects,
     renewals,
@@ -53,7 +51,7 @@ from nlbfarm.backends.ruleset import (
 )
 from nlbfarm.core.buckets import BucketStates
 from nlbfarm.core.decision import ICMP, ICMPV6
-from nlbfarm.core.policy import Affinity, FilterPolicy, Mode, Protocol
+from nlbfarm.core.policy import FilterPolicy, Mode, Protocol
 from nlbfarm.errors import UsageError
 
 __all__ = [
@@ -186,7 +184,7 @@ def open_script(
         _memory(policy, queueing),
         dispatch(policy),
         vip_chains(policy),
-        _entries(policy, asking, queueing),
+        entries(policy, lambda entry: _asking(entry, asking, queueing.hashing)),
         _tracked(policy, states, asking, queueing, socket_match),
         _judged(policy, asking, queueing),
     ):
@@ -221,45 +219,30 @@ def _memory(policy: FilterPolicy, queueing: Queueing) -> Iterator[str]:
         yield "}"
 
 
-def _entries(policy: FilterPolicy, asking: QueueMarks, queueing: Queueing) -> Iterator[str]:
-    done = set()
-    for rule in policy.rules:
-        index, group = group_of(policy, rule)
-        family = rule.vip.version
-        source = SADDR[family]
-        keys = {
-            Affinity.CLIENT_PORT: f"{source} . th sport",
-            Affinity.CLIENT: source,
-            Affinity.NETWORK: f"{source} & {NETWORK_MASK[family]}",
-        }
-        foreign = f"counter name {counter_object(index, 'foreign')} drop"
-        for name, key, rejected in (
-            (entry(policy, rule), keys[rule.affinity], f"{_flow(family)} @foreign{family} {foreign}"),
-            (echo_entry(policy, rule), source, f"{_pair(family)} @pinged{family} {foreign}"),
-        ):
-            if group.mode is Mode.BLOCKED or name in done:
-                continue
-            done.add(name)
+def _asking(entry: Entry, asking: QueueMarks, hashing: bool) -> list[str]:
+    """Return the rules of one service: reject again what was rejected, mark the rest."""
+    index, family = entry.index, entry.family
 
-            def marked(kind: Kind, key: str = key, index: int = index, seed: int = group.seed) -> str:
-                first = asking.mark(kind, index)
-                if kind is Kind.BARE or not queueing.hashing:
-                    return f"meta mark set {first:#x} accept"
-                return f"meta mark set jhash {key} mod 256 seed 0x{seed:08x} offset {first:#x} accept"
+    def marked(kind: Kind) -> str:
+        first = asking.mark(kind, index)
+        if kind is Kind.BARE or not hashing:
+            return f"meta mark set {first:#x} accept"
+        seed = f"0x{entry.group.seed:08x}"
+        return f"meta mark set jhash {entry.key} mod 256 seed {seed} offset {first:#x} accept"
 
-            rules = [_LOOK_UP, rejected]
-            if name == entry(policy, rule):
-                rules.append(WHOLE_HEADER)
-                if not queueing.hashing:
-                    # A SYN may begin another flow between the same ports, which needs a label of its own.
-                    rules.append(f"{_OPENS} {marked(Kind.BARE)}")
-                    rules += [
-                        f"{_flow(family)} @{cached(index, kept, family)} goto g{index}_{kept}"
-                        for kept in _KEPT
-                    ]
-                rules.append(f"{_flow(family)} @unknown{family} {marked(Kind.SUSPECT)}")
-            rules.append(marked(Kind.HASHED if queueing.hashing else Kind.BARE))
-            yield from chain(name, rules)
+    remembered = f"{_pair(family)} @pinged{family}" if entry.echo else f"{_flow(family)} @foreign{family}"
+    rules = [_LOOK_UP, f"{remembered} counter name {counter_object(index, 'foreign')} drop"]
+    if not entry.echo:
+        rules.append(WHOLE_HEADER)
+        if not hashing:
+            # A SYN may begin another flow between the same ports, which needs a label of its own.
+            rules.append(f"{_OPENS} {marked(Kind.BARE)}")
+            rules += [
+                f"{_flow(family)} @{cached(index, kept, family)} goto g{index}_{kept}" for kept in _KEPT
+            ]
+        rules.append(f"{_flow(family)} @unknown{family} {marked(Kind.SUSPECT)}")
+    rules.append(marked(Kind.HASHED if hashing else Kind.BARE))
+    return rules
 
 
 def _tracked(
