@@ -199,3 +199,29 @@ def test_a_client_on_the_server_itself(client: str) -> None:
     found = ask(f"{client}:5000", "192.0.2.100:80", local)
     assert found["accepted_here"] is True
     assert "served by the server itself" in str(found["reason"])
+
+
+def test_a_bucket_function_is_asked_as_the_filter_asks_it() -> None:
+    def by_last_byte(packet: PacketFacts, rule: Rule, group: Group) -> int:
+        assert (packet.interface, packet.destination, packet.destination_port) == ("eth0", VIP, 443)
+        assert (rule.name, group.seed) == ("web", 1)
+        return int(packet.source) & 0xFF
+
+    knowledge = replace(KNOWLEDGE, function=by_last_byte)
+    found = ask("198.51.100.7:40000", "192.0.2.100:443", knowledge)
+    assert (found["bucket"], found["key"]) == (7, None)
+    assert "the bucket function says so" in str(found["reason"])
+    found = ask("198.51.100.7", "192.0.2.100:443", knowledge)
+    assert found["bucket"] is None
+    assert "may go by the client's port" in str(found["reason"])
+
+
+@pytest.mark.parametrize("answer", [256, -1, 1.0, "1", ValueError("no tenant")])
+def test_a_bucket_function_that_fails_is_named(answer: object) -> None:
+    def failing(packet: PacketFacts, rule: Rule, group: Group) -> int:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[return-value]
+
+    with pytest.raises(UsageError, match="the bucket function"):
+        ask("198.51.100.7:40000", "192.0.2.100:443", replace(KNOWLEDGE, function=failing))

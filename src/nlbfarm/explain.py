@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nlbfarm.core.buckets import NOBODY, BucketState, BucketStates, Placement
+from nlbfarm.core.buckets import BUCKETS, NOBODY, BucketState, BucketStates, Placement
+from nlbfarm.core.decision import PacketFacts
 from nlbfarm.core.hashing import bucket_of, flow_key
-from nlbfarm.core.policy import Affinity, FilterPolicy, IPAddress, Mode, Protocol, Rule
+from nlbfarm.core.judging import BucketFunction
+from nlbfarm.core.policy import Affinity, FilterPolicy, IPAddress, Mode, Protocol, Rule, Vip
 from nlbfarm.errors import UsageError
 
 __all__ = ["Knowledge", "Question", "explain", "parse_question"]
@@ -51,6 +53,7 @@ class Knowledge:
         states: What its filter does with the buckets now, by group.
         lease_running: Whether its filter accepts at all.
         local: Addresses of the node itself, VIPs included: what comes from there does not pass the filter.
+        function: The bucket function of a vendor's own that the filter goes by, if it does.
     """
 
     policy: FilterPolicy
@@ -60,6 +63,7 @@ class Knowledge:
     states: Mapping[str, BucketStates]
     lease_running: bool
     local: frozenset[IPAddress] = frozenset()
+    function: BucketFunction | None = None
 
 
 def parse_question(client: str, service: str) -> Question:
@@ -154,10 +158,11 @@ def explain(question: Question, knowledge: Knowledge) -> dict[str, Any]:
             "reason": f'The group "{rule.group}" is blocked: nobody serves it.',
         }
         return answer
-    if rule.affinity is Affinity.CLIENT_PORT and question.client_port is None:
+    own = knowledge.function is not None  # nobody knows what that goes by
+    if (own or rule.affinity is Affinity.CLIENT_PORT) and question.client_port is None:
         answer |= _any_port(rule, knowledge)
         return answer
-    answer |= _one_bucket(rule, question, knowledge)
+    answer |= _one_bucket(rule, vip, question, knowledge)
     return answer
 
 
@@ -172,11 +177,13 @@ def _any_port(rule: Rule, knowledge: Knowledge) -> dict[str, Any]:
     placement = knowledge.placements.get(rule.group, ())
     counts = {name: placement.count(node) for node, name in knowledge.names.items()}
     shares = ", ".join(f"{name} {count} of 256" for name, count in counts.items() if count) or "nobody"
+    why = f'Affinity "{rule.affinity}": the client\'s port decides, and each new connection has another'
+    if knowledge.function is not None:
+        why = "A bucket function decides, which may go by the client's port"
     return {
         "distribution": counts,
         "reason": (
-            f'Affinity "{rule.affinity}": the client\'s port decides, and each new connection has another. '
-            f"Name the port to know the node; over all ports the buckets are shared: {shares}."
+            f"{why}. Name the port to know the node; over all ports the buckets are shared: {shares}."
         ),
     }
 
@@ -188,9 +195,30 @@ _AFFINITY = {
 }
 
 
-def _one_bucket(rule: Rule, question: Question, knowledge: Knowledge) -> dict[str, Any]:
+def _asked(function: BucketFunction, rule: Rule, vip: Vip, question: Question, policy: FilterPolicy) -> int:
+    """Ask a vendor's function for a bucket."""
+    syn = question.protocol is Protocol.TCP
+    port = question.client_port
+    packet = PacketFacts(
+        vip.interface, question.client, question.vip, question.protocol, port, question.port, syn=syn
+    )
+    try:
+        bucket = function(packet, rule, policy.group(rule.group))
+    except Exception as error:
+        raise UsageError(f"the bucket function raised {type(error).__name__}: {error}") from error
+    if type(bucket) is not int or not 0 <= bucket < BUCKETS:
+        raise UsageError(f"the bucket function returned no int of 0..{BUCKETS - 1}: such packets are dropped")
+    return bucket
+
+
+def _one_bucket(rule: Rule, vip: Vip, question: Question, knowledge: Knowledge) -> dict[str, Any]:
     key = flow_key(rule.affinity, question.client, question.client_port or 0)
-    bucket = bucket_of(key, knowledge.policy.group(rule.group).seed)
+    why = _AFFINITY[rule.affinity]
+    if knowledge.function is None:
+        bucket = bucket_of(key, knowledge.policy.group(rule.group).seed)
+    else:
+        bucket = _asked(knowledge.function, rule, vip, question, knowledge.policy)
+        why = "the bucket function says so"
     placement = knowledge.placements.get(rule.group)
     owner = placement[bucket] if placement else NOBODY
     state = knowledge.states.get(rule.group, BucketStates()).state(bucket)
@@ -204,12 +232,12 @@ def _one_bucket(rule: Rule, question: Question, knowledge: Knowledge) -> dict[st
     else:
         who = f"Bucket {bucket} of group {rule.group} belongs to {name}"
     return {
-        "key": key.hex(),
+        "key": key.hex() if knowledge.function is None else None,
         "bucket": bucket,
         "owner": None if owner == NOBODY else {"id": owner, "name": name},
         "here": state.name.lower(),
         "accepted_here": accepted,
-        "reason": f"{who} ({_AFFINITY[rule.affinity]}); {_what_here(here, state, owner, knowledge)}.",
+        "reason": f"{who} ({why}); {_what_here(here, state, owner, knowledge)}.",
     }
 
 

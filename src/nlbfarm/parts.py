@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nlbfarm.core.judging import BucketFunction
 from nlbfarm.core.policy import FilterPolicy, IPAddress
 from nlbfarm.core.settings import Settings
 from nlbfarm.core.wire import Codec
@@ -63,6 +64,7 @@ class Parts:
         checks: The checkers.
         backend_detail: Why this backend was chosen.
         delivery: How packets for the VIPs reach the nodes, for ``status``.
+        function: The bucket function of a vendor's own that the backend goes by, for ``explain``.
         on_turn: Called on every healthy turn (a watchdog).
     """
 
@@ -81,5 +83,6 @@ class Parts:
     checks: Sequence[Check] = ()
     backend_detail: str = ""
     delivery: str = "multicast"
+    function: BucketFunction | None = None
     clock: Clock = field(default_factory=SystemClock)
     on_turn: Callable[[], None] = lambda: None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nlbfarm import backends, checkers, plugins
+from nlbfarm.backends.bucketing import load_function
 from nlbfarm.backends.windivert.removal import VipRemoval
 from nlbfarm.config import FarmConfig, FarmKeys, derive
 from nlbfarm.config.checkers import Checker as CheckerEntry
@@ -107,6 +108,7 @@ async def build(
             starts_file=state_dir / farm / "starts.json",
             checks=[check(entry) for entry in config.checkers],
             backend_detail=why,
+            function=load_function(filtering.bucket_function) if filtering.bucket_function else None,
             delivery=", ".join(sorted({vip.delivery.value for vip in config.vips})),
             clock=clock,
             on_turn=_watchdog(notifier),

@@ -104,4 +104,5 @@ def _knowledge(runtime: Runtime, local: frozenset[IPAddress]) -> Knowledge:
         states=dict(zip(groups, node.applied, strict=True)),
         lease_running=node.lease_until > parts.clock.monotonic(),
         local=local,
+        function=parts.function,
     )
