@@ -125,6 +125,8 @@ def bodies() -> str:
         rows.append([str(kind), f"`{name}`", since, ", ".join(str(part) for part in parts)])
     flags = {"ANSWER_NOW": wire._ANSWER_NOW, "INSIDE": wire._INSIDE, "PLAN": wire._PLAN}
     named = ", ".join(f"{bit} `{name}`" for name, bit in flags.items())
+    shift = wire._FITNESS_SHIFT
+    named += f"; bits {shift} and {shift + 1}, from version {wire._FITNESS} on: `Fitness`"
     states = ", ".join(f"{state.value} `{state.name}`" for state in wire.OrderState)
     head = ["type", "message", "since version", "body: fields in order, with their bytes"]
     return f"{table(head, rows)}\n\nFlags of a heartbeat: {named}. States of an order: {states}."
@@ -187,6 +189,7 @@ def negotiation() -> str:
         ],
         ["first version that adopts what another drains", str(node.ADOPTS)],
         ["first version with orders", str(wire._ORDERS)],
+        ["first version with the fitness of a node", str(wire._FITNESS)],
     ]
     return table(["what", "value"], rows)
 

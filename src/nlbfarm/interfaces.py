@@ -18,9 +18,11 @@ Rules that hold for all of them:
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from nlbfarm.core.buckets import Bitmap, BucketStates
 from nlbfarm.core.counters import FilterCounters
@@ -37,6 +39,7 @@ __all__ = [
     "NetworkStats",
     "Received",
     "Service",
+    "ServiceContext",
     "Usability",
     "VIPManager",
     "VipSpec",
@@ -328,27 +331,84 @@ class Checker(ABC):
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class ServiceContext:
+    """What a service is told of the node that it runs on.
+
+    Args:
+        farm: Name of the farm.
+        node: Name of this node.
+        vips: The farm's virtual IPs.
+        service: The service's name in the configuration.
+        runtime_dir: A directory of the farm's own that a reboot empties (``/run/nlbfarm/<farm>``); what a
+            later process of the node must find again after ``kill -9`` goes there.
+        state_dir: A directory of the farm's own that stays (``/var/lib/nlbfarm/<farm>``); output is kept there.
+    """
+
+    farm: str
+    node: str
+    vips: Sequence[IPAddress]
+    service: str
+    runtime_dir: Path
+    state_dir: Path
+
+
 class Service(ABC):
-    """An application that the node can start and stop."""
+    """An application that the node can start and stop.
+
+    When it is started, stopped and restarted is the node's business (``nlbfarm.core.supervision``), and so
+    is how long a start may take: ``start`` is cancelled then. Calls never overlap, but for ``running`` and
+    ``ended``. A plug-in is constructed as ``(context, **options)``, with a ``ServiceContext`` and the entry's
+    ``options``; that does nothing yet.
+    """
 
     @abstractmethod
-    async def start(self) -> None:
+    async def start(self, reason: str) -> None:
         """Start it; returns when it has been started, not when it answers (checkers see that).
 
+        What runs already is left running and counts as started: so the next process of a node takes over
+        what the one before left.
+
+        Args:
+            reason: Why, for a script or a log: ``"the node starts"``.
+
         Raises:
-            HostError: It cannot be started, with the reason that the host gave.
+            HostError: It cannot be started, with the reason that the host gave; nothing of it runs then.
         """
 
     @abstractmethod
-    async def stop(self) -> None:
-        """Stop it, from polite to forced; returns when it is gone."""
+    async def stop(self, reason: str) -> None:
+        """Stop it, from polite to forced; returns when it is gone, with all of its processes. Idempotent.
+
+        Args:
+            reason: Why: ``"checker page: HTTP 503 from http://127.0.0.1/health"``.
+
+        Raises:
+            HostError: Something of it cannot be stopped.
+        """
 
     @abstractmethod
     async def running(self) -> CheckResult:
-        """Say whether it runs."""
+        """Say whether it runs, by the host's own knowledge (its manager, its processes); takes milliseconds."""
+
+    async def ended(self) -> str:
+        """Return, with why, when an application that runs has come to its end without ``stop``.
+
+        Called once after each ``start`` and cancelled by the next ``stop``. This one asks ``running`` every
+        second; an implementation that is told at once overrides it.
+        """
+        while True:
+            result = await self.running()
+            if not result.ok:
+                return result.detail
+            await asyncio.sleep(1.0)
 
     async def close(self) -> None:
-        """Release what the object holds open; the application stays as it is."""
+        """Release what the object holds open; the application stays as it is, running or not.
+
+        The node calls it without ``stop`` when a new process takes over (an upgrade): that one's ``start``
+        finds the application running.
+        """
         return None
 
 

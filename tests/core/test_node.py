@@ -269,7 +269,7 @@ def test_two_nodes_with_one_id_stop_chasing_each_other_and_say_so() -> None:
 
 def test_a_resource_that_is_missing_makes_the_node_wait_with_the_reason() -> None:
     play = Play(settings(nodes=PAIR))
-    play.node.condition.resources["page"] = None
+    play.node.condition.learn("page", None, "")
     assert (play.node.state, play.node.reason) == (NodeState.STARTING, "waiting for page")
     play.feed(ResourceChanged("page", ok=False, reason="page: HTTP 503"))
     assert (play.node.state, play.node.reason) == (NodeState.WAIT, "page: HTTP 503")

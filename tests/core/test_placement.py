@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlbfarm.core.buckets import BUCKETS, NOBODY, Placement
-from nlbfarm.core.placement import place
+from nlbfarm.core.messages import Fitness
+from nlbfarm.core.placement import place, worst_accepted
 from nlbfarm.core.policy import Mode
 from nlbfarm.errors import UsageError
 
@@ -105,7 +106,8 @@ def test_the_order_of_the_nodes_does_not_matter(
 
 DIGEST = """
 import hashlib
-from nlbfarm.core.placement import place
+from nlbfarm.core.messages import Fitness
+from nlbfarm.core.placement import place, worst_accepted
 from nlbfarm.core.policy import Mode
 ids = {f"node{i}" for i in range(1, 33)}                      # iterates by hash: by PYTHONHASHSEED
 powers = {int(name[4:]): int(name[4:]) % 7 for name in ids}
@@ -175,6 +177,43 @@ def test_blocked_is_nobodys() -> None:
 )
 def test_failover_takes_the_highest_power_then_the_lowest_id(powers: dict[int, int], owner: int) -> None:
     assert place(EMPTY, powers, Mode.FAILOVER) == (owner,) * BUCKETS
+
+
+@pytest.mark.parametrize(
+    ("previous", "powers", "owner"),
+    [
+        ((2,) * BUCKETS, {1: 9, 2: 1}, 2),
+        ((2,) * BUCKETS, {1: 9, 3: 1}, 1),
+        ((2,) * BUCKETS, {1: 9, 2: 0}, 1),
+        ((2,) * 255 + (1,), {1: 9, 2: 1}, 1),
+        (EMPTY, {1: 1, 2: 9}, 2),
+    ],
+)
+def test_with_manual_failback_who_owns_a_group_keeps_it(
+    previous: Placement, powers: dict[int, int], owner: int
+) -> None:
+    assert place(previous, powers, Mode.FAILOVER, sticky=True) == (owner,) * BUCKETS
+
+
+S, Q, D, X = Fitness.SOUND, Fitness.SUSPECT, Fitness.DEGRADED, Fitness.DOWN
+
+
+@pytest.mark.parametrize(
+    ("fitnesses", "worst"),
+    [
+        ([], Q),
+        ([S], Q),
+        ([S, X], Q),
+        ([S, Q, D], Q),
+        ([Q], D),
+        ([Q, D], D),
+        ([D, X], D),
+        ([X], X),
+        ([Q, X], D),
+    ],
+)
+def test_nobody_is_left_out_for_what_all_have(fitnesses: list[Fitness], worst: Fitness) -> None:
+    assert worst_accepted(fitnesses) is worst
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ MODULES = sorted(CORE.rglob("*.py"))
 ALLOWED = frozenset(
     {
         "__future__",
+        "abc",
         "bisect",
         "collections",
         "dataclasses",

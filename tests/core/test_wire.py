@@ -35,10 +35,12 @@ from nlbfarm.core.wire import (
     Codec,
     Echo,
     Epoch,
+    Fitness,
     Heartbeat,
     Keyring,
     Member,
     Message,
+    NodeState,
     Order,
     OrderAnswer,
     OrderState,
@@ -93,10 +95,31 @@ def test_round_trip_is_exact_and_canonical(spoken: tuple[AnyMessage, int]) -> No
 
 
 @given(messages)
-def test_version_2_is_version_1_and_more(message: Message) -> None:
-    old, new = CODEC.encode(message, 1), CODEC.encode(message, 2)
-    assert CODEC.encode(message) == new
-    assert new[:-TAG] == old[:4] + b"\x02" + old[5:-TAG]
+def test_a_later_version_is_the_one_before_and_more(message: Message) -> None:
+    if isinstance(message, Heartbeat):
+        message = dataclasses.replace(message, fitness=Fitness.SOUND)
+    first, second, third = (CODEC.encode(message, version) for version in (1, 2, 3))
+    assert CODEC.encode(message) == third
+    assert second[:-TAG] == first[:4] + b"\x02" + first[5:-TAG]
+    assert third[:-TAG] == first[:4] + b"\x03" + first[5:-TAG]
+
+
+@pytest.mark.parametrize("fitness", Fitness)
+def test_version_3_has_the_fitness_in_two_bits_of_the_flags(fitness: Fitness) -> None:
+    sound = CODEC.encode(example(state=NodeState.UP))
+    beat = example(state=NodeState.UP, fitness=fitness)
+    data = CODEC.encode(beat)
+    changed = [at for at in range(len(data) - TAG) if data[at] != sound[at]]
+    flags = HEADER + 1 + 8 + 8 + 8 + 8 + 1
+    assert changed == ([flags] if fitness else [])
+    assert data[flags] >> 3 & 3 == fitness
+    assert CODEC.decode(data) == beat
+    if fitness:
+        with pytest.raises(UsageError, match="fitness needs wire version 3"):
+            CODEC.encode(beat, 2)
+        assert refused(sign(data[:4] + b"\x02" + data[5:-TAG])) == "malformed"
+        with pytest.raises(UsageError, match="fitness"):
+            CODEC.encode(example(state=NodeState.WAIT, fitness=fitness))
 
 
 @given(plans())
@@ -129,14 +152,14 @@ def test_the_layout_of_version_1_does_not_change() -> None:
 
 def test_the_layout_of_version_2_does_not_change() -> None:
     order = Order(1, 11, 2, 12, 98, 7, "power", '{"n": 3}')
-    data = CODEC.encode(order)
+    data = CODEC.encode(order, 2)
     assert data[:8] == b"NLBf\x02\x04\x00\x07"
     assert data[HEADER:-TAG] == (
         b"\x01\0\0\0\0\0\0\0\x0b" + b"\x02\0\0\0\0\0\0\0\x0c" + b"\0\0\0\0\0\0\0\x62"
         b"\0\0\0\0\0\0\0\x07" + b'\x05power{"n": 3}'
     )
     assert data == sign(data[:-TAG])
-    answer = CODEC.encode(OrderAnswer(2, 12, 1, 11, 7, OrderState.FAILED, "no"))
+    answer = CODEC.encode(OrderAnswer(2, 12, 1, 11, 7, OrderState.FAILED, "no"), 2)
     assert answer[:8] == b"NLBf\x02\x05\x00\x07"
     assert answer[HEADER:-TAG] == (
         b"\x02\0\0\0\0\0\0\0\x0c" + b"\x01\0\0\0\0\0\0\0\x0b" + b"\0\0\0\0\0\0\0\x07\x03no"
@@ -255,7 +278,7 @@ def test_every_kind_of_refusal() -> None:
     assert refused(b"") == "malformed"
     assert refused(b"GET / HTTP/1.1\r\nHost: 192.0.2.1\r\n\r\n") == "malformed"
     assert refused(valid + bytes(1200)) == "malformed"
-    assert refused(valid[:4] + b"\x03" + valid[5:]) == "version"
+    assert refused(valid[:4] + b"\x04" + valid[5:]) == "version"
     assert refused(valid[:4] + b"\x01" + valid[5:]) == "forged"
     assert refused(valid[:4] + b"\x00" + valid[5:]) == "version"
     assert refused(Codec("other", Keyring({7: KEY}, 7)).encode(example())) == "farm"
@@ -276,7 +299,7 @@ def test_an_earlier_release_refuses_version_2_unread_and_has_no_orders() -> None
     with pytest.raises(UsageError, match="the peer is too old"):
         CODEC.encode(order, 1)
     assert refused(sign(b"NLBf\x01" + CODEC.encode(order)[5:-TAG])) == "malformed"
-    for codec, version in ((CODEC, 0), (CODEC, 3), (earlier, 2)):
+    for codec, version in ((CODEC, 0), (CODEC, 4), (earlier, 2)):
         with pytest.raises(UsageError, match=f"wire version {version}"):
             codec.encode(example(), version)
 

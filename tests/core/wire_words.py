@@ -11,6 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from nlbfarm.core.buckets import ALL, BUCKETS, NOBODY
+from nlbfarm.core.versions import spoken
 from nlbfarm.core.wire import (
     CHUNK,
     MAX_CHUNKS,
@@ -18,6 +19,7 @@ from nlbfarm.core.wire import (
     Codec,
     Echo,
     Epoch,
+    Fitness,
     Heartbeat,
     Keyring,
     Member,
@@ -84,6 +86,7 @@ def heartbeats(draw: st.DrawFn) -> Heartbeat:
     plan = draw(st.none() | plans(view, groups)) if inside else None
     digest = plan_digest(plan) if plan is not None else draw(digests) if inside else None
     peers = draw(st.sets(st.integers(1, 255).filter(lambda node: node != sender), max_size=most - 1))
+    state = draw(st.sampled_from(NodeState))
     bitmaps = [(draw(st.integers(0, ALL)), draw(st.integers(0, ALL))) for _ in range(groups)]
     return Heartbeat(
         sender=sender,
@@ -91,7 +94,8 @@ def heartbeats(draw: st.DrawFn) -> Heartbeat:
         sequence=draw(st.integers(1, U64)),
         config_digest=draw(eights),
         secret_digest=draw(eights),
-        state=draw(st.sampled_from(NodeState)),
+        state=state,
+        fitness=draw(st.sampled_from(Fitness)) if state is NodeState.UP else Fitness.SOUND,
         reason=clip_reason(draw(st.text(max_size=100))),
         answer_now=draw(st.booleans()),
         known_epoch=draw(
@@ -135,7 +139,9 @@ def orders(draw: st.DrawFn) -> OrderMessage:
 
 
 printable = st.text(max_size=MAX_VERB // 4).map(clip_text)
-in_versions = st.tuples(messages, st.sampled_from([1, 2])) | st.tuples(orders(), st.just(2))
+in_versions = st.tuples(messages, st.sampled_from([1, 2, 3])).map(
+    lambda said: (spoken(*said), said[1])
+) | st.tuples(orders(), st.sampled_from([2, 3]))
 """Every message in every version that has it."""
 
 

@@ -299,3 +299,17 @@ def test_loss_does_not_cost_leases() -> None:
     before = {node: host.lapses for node, host in farm.hosts.items()}
     farm.run(120.0)
     assert {node: host.lapses for node, host in farm.hosts.items()} == before
+
+
+def test_outsiders_that_hear_different_members_of_a_view_agree_which_one_that_is() -> None:
+    """Each took the view before for alive because of the other, and both told everybody, for ever."""
+    farm = started(5)
+    farm.cut(1, 3)
+    farm.run(farm.now + 0.5)
+    farm.crash(4)
+    farm.cut(5, 4)
+    farm.start(4)
+    farm.run(farm.now + 2.0)
+    farm.heal()
+    farm.run(farm.now + 3.0)
+    farm.check_whole()

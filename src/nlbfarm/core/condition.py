@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from nlbfarm.core.placement import worst_accepted
 from nlbfarm.core.settings import Admin
-from nlbfarm.core.wire import NodeState
+from nlbfarm.core.wire import Fitness, NodeState
 
-__all__ = ["Condition"]
+__all__ = ["Condition", "shown"]
 
 DEAF = "hears no peer, though all their hosts answer ARP: is a firewall in the way?"
 
@@ -29,7 +30,10 @@ class Condition:
     def __init__(self, node: int, resources: Iterable[str], admin: Admin = Admin.RUN) -> None:
         self._node = node
         self._jumps: list[float] = []
-        self.resources: dict[str, tuple[bool, str] | None] = dict.fromkeys(resources)
+        self.resources: dict[str, tuple[bool | None, str, Fitness | None]] = dict.fromkeys(
+            resources, (None, "", None)
+        )
+        """What is known of each: whether it is there (``None``: not known), why not, and what that means."""
         self.stopping = False
         """The process is to end."""
         self.at_once = False
@@ -43,9 +47,15 @@ class Condition:
         """Whether the node is to leave the view: the process ends, or the administrator stopped it."""
         return self.stopping or self.admin is Admin.STOP
 
-    def learn(self, name: str, ok: bool, reason: str) -> None:
-        """Take note of a resource that is there (``ok``) or not."""
-        self.resources[name] = (ok, reason)
+    def learn(self, name: str, ok: bool | None, reason: str, fitness: Fitness | None = None) -> None:
+        """Take note of a resource that is there (``ok``) or not (``events.ResourceChanged``)."""
+        self.resources[name] = (ok, reason, fitness)
+
+    @property
+    def fitness(self) -> Fitness:
+        """How fit the node is, as far as it can serve at all."""
+        found = [fitness for ok, _, fitness in self.resources.values() if ok is False and fitness is not None]
+        return max(found, default=Fitness.SOUND)
 
     def jumped(self, now: float) -> None:
         """Take note that the incarnation had to jump above one that a peer had heard of our id."""
@@ -76,10 +86,25 @@ class Condition:
             return NodeState.DRAINING, f"asked to {what} by the administrator"
         if deaf:
             return NodeState.WAIT, DEAF
-        missing = [known[1] for known in self.resources.values() if known is not None and not known[0]]
+        known = self.resources.values()
+        missing = [reason for ok, reason, fitness in known if ok is False and fitness is None]
         if missing:
             return NodeState.WAIT, "; ".join(missing)
-        unknown = [name for name, known in self.resources.items() if known is None]
+        unknown = [name for name, (ok, _, _) in self.resources.items() if ok is None]
         if unknown:
             return NodeState.STARTING, "waiting for " + ", ".join(unknown)
-        return NodeState.UP, ""
+        return NodeState.UP, "; ".join(reason for ok, reason, _ in known if ok is False)
+
+
+def shown(state: NodeState, reason: str, fitness: Fitness, best: Fitness) -> tuple[NodeState, str]:
+    """Return state and reason of a node as the administrator sees them.
+
+    Args:
+        state, reason, fitness: What the node announces.
+        best: The fitness of the fittest node that could serve, this one included.
+    """
+    if state is not NodeState.UP or fitness < Fitness.DEGRADED:
+        return state, reason
+    if fitness > worst_accepted([best]):
+        return NodeState.WAIT, reason
+    return NodeState.UP, f"degraded: {reason}; no other node is better"

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nlbfarm.core.settings import Admin, Settings
-from nlbfarm.core.wire import VERSION, Message
+from nlbfarm.core.wire import VERSION, Fitness, Message
 
 __all__ = [
     "AdminChanged",
     "Event",
+    "FailbackRequested",
     "FilterApplied",
     "FilterDamaged",
     "FilterRepaired",
@@ -68,11 +69,20 @@ class FilterRepaired:
 
 @dataclass(frozen=True, slots=True)
 class ResourceChanged:
-    """Something that this node needs in order to serve is there (``ok``) or not (``reason`` says why)."""
+    """Something that this node needs in order to serve is there (``ok``) or not (``reason`` says why).
+
+    Args:
+        name: Which resource.
+        ok: Whether it is there; ``None``: not known yet, the node waits for it.
+        reason: Why not.
+        fitness: A resource that is not there and has a fitness here makes the node no more than less fit:
+            it serves on while no other node is fitter. Without one the node cannot serve.
+    """
 
     name: str
-    ok: bool
+    ok: bool | None
     reason: str = ""
+    fitness: Fitness | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +143,13 @@ class SettingsChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class FailbackRequested:
+    """Buckets of these failover groups go to the node with the highest priority now; for the leader alone."""
+
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
     """The process is to end; ``Stopped`` says when the node has left.
 
@@ -160,5 +177,6 @@ Event = (
     | ResourceChanged
     | PeerRefused
     | Reachability
+    | FailbackRequested
     | StopRequested
 )

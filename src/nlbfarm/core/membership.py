@@ -14,12 +14,12 @@ from nlbfarm.core.buckets import BUCKETS, NOBODY
 from nlbfarm.core.commands import Report
 from nlbfarm.core.hearing import Hearing, Peer
 from nlbfarm.core.lease import died
-from nlbfarm.core.placement import place
+from nlbfarm.core.placement import place, worst_accepted
 from nlbfarm.core.reach import FRESH_INTERVALS, agrees, broken_links, joiners_of, lowest
 from nlbfarm.core.settings import Settings
 from nlbfarm.core.solitude import Solitude
 from nlbfarm.core.views import disjoint, greater, largest_clique, names
-from nlbfarm.core.wire import Epoch, Heartbeat, Member, NodeState, Plan, View
+from nlbfarm.core.wire import Epoch, Fitness, Heartbeat, Member, NodeState, Plan, View
 
 __all__ = ["Membership", "Own"]
 
@@ -31,6 +31,7 @@ class Own:
     incarnation: int
     state: NodeState
     powers: tuple[int, ...]
+    fitness: Fitness = Fitness.SOUND
     idle: bool = True
     """Its filter accepts nothing: there is no connection that a lease would have to be kept for."""
 
@@ -65,6 +66,8 @@ class Membership:
         self._settled: object = None
         self._kept_out: dict[int, float] = {}
         """Nodes that could serve and are not in the view that this node leads, and since when."""
+        self.failback: frozenset[int] = frozenset()
+        """Indexes of failover groups that go to the node with the highest priority with the next plan."""
         self.retired: frozenset[int] = frozenset()
         """Nodes that the configuration no longer names: they get no buckets."""
 
@@ -191,16 +194,21 @@ class Membership:
         """Yield the views that peers follow, and those that outsiders hear and defer to.
 
         A deferral counts only while its teller hears a member of that view who is not known to
-        have left: else two outsiders could keep a dead view alive for each other.
+        have left: else two outsiders could keep a dead view alive for each other. Nor does it count when
+        a later view with a member of that one is followed: two outsiders that hear different members of the
+        later one would go back and forth between the two, each time because of the other.
         """
         for peer in heard.values():
             word = peer.heartbeat
             if word.view is None:
                 continue
-            if word.inside or any(
-                peer.hears(member.node, member.incarnation)
-                and not self._known_outside(member, word.view, own, heard)
-                for member in word.view.members
+            if word.inside or (
+                not _superseded(word.view, heard)
+                and any(
+                    peer.hears(member.node, member.incarnation)
+                    and not self._known_outside(member, word.view, own, heard)
+                    for member in word.view.members
+                )
             ):
                 yield word.view, peer.node
 
@@ -307,12 +315,13 @@ class Membership:
             self._propose(own, heard, members, plan.placements, now, joiners)
             return
         powers = self._powers(own, heard, members, now)
-        if self._settled == (plan.view.epoch, powers):
+        if self._settled == (plan.view.epoch, powers) and not self.failback:
             return
         if self._placements(powers, plan.placements) != plan.placements:
             self._propose(own, heard, members, plan.placements, now)
         else:
             self._settled = (plan.view.epoch, powers)
+            self.failback = frozenset()
 
     # -- members ---------------------------------------------------------------------------
 
@@ -323,32 +332,39 @@ class Membership:
     def _powers(
         self, own: Own, heard: Mapping[int, Peer], members: frozenset[int], now: float
     ) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """Return for each group the (node, power) pairs that may own buckets now."""
-        words: dict[int, tuple[NodeState, tuple[int, ...], int]] = {
-            self.settings.node: (own.state, own.powers, own.incarnation)
+        """Return for each group the (node, power) pairs that may own buckets now: of the fittest that can."""
+        words: dict[int, tuple[NodeState, tuple[int, ...], int, Fitness]] = {
+            self.settings.node: (own.state, own.powers, own.incarnation, own.fitness)
         }
         for node in members - {self.settings.node}:
             word = heard[node].heartbeat
-            words[node] = (word.state, word.powers, word.incarnation)
+            words[node] = (word.state, word.powers, word.incarnation, word.fitness)
         able = [
-            (node, powers)
-            for node, (state, powers, incarnation) in sorted(words.items())
+            (node, powers, fitness)
+            for node, (state, powers, incarnation, fitness) in sorted(words.items())
             if state is NodeState.UP
             and len(powers) == len(self.settings.groups)
             and node not in self.retired
             and now - self._member_since.get(Member(node, incarnation), now) >= self.settings.detection
         ]
-        return tuple(
-            tuple((node, powers[index]) for node, powers in able)
-            for index in range(len(self.settings.groups))
-        )
+
+        def fit(index: int) -> tuple[tuple[int, int], ...]:
+            worst = worst_accepted(fitness for _, powers, fitness in able if powers[index])
+            return tuple((node, powers[index]) for node, powers, fitness in able if fitness <= worst)
+
+        return tuple(map(fit, range(len(self.settings.groups))))
 
     def _placements(
         self, powers: tuple[tuple[tuple[int, int], ...], ...], previous: tuple[tuple[int, ...], ...]
     ) -> tuple[tuple[int, ...], ...]:
         empty = (NOBODY,) * BUCKETS
         return tuple(
-            place(previous[index] if previous else empty, dict(powers[index]), mode)
+            place(
+                previous[index] if previous else empty,
+                dict(powers[index]),
+                mode,
+                sticky=self.settings.sticky[index] and index not in self.failback,
+            )
             for index, mode in enumerate(self.settings.modes)
         )
 
@@ -431,3 +447,11 @@ class Membership:
         self._member_since.clear()
         self._came.clear()
         self.reports.append(Report("view.left", {"epoch": list(epoch), "reason": reason, "by": by}))
+
+
+def _superseded(view: View, heard: Mapping[int, Peer]) -> bool:
+    """Whether somebody follows a later view with a member of ``view``."""
+    followed = (peer.heartbeat.view for peer in heard.values() if peer.heartbeat.inside)
+    return any(
+        later is not None and later.epoch > view.epoch and not disjoint(later, view) for later in followed
+    )

@@ -22,6 +22,7 @@ __all__ = [
     "MAX_REASON",
     "Echo",
     "Epoch",
+    "Fitness",
     "Heartbeat",
     "Member",
     "Message",
@@ -70,6 +71,22 @@ class NodeState(enum.IntEnum):
 
 
 _STATES = frozenset(NodeState)
+
+
+class Fitness(enum.IntEnum):
+    """How well a node that is ``UP`` can serve; the leader prefers the fitter ones (``membership``)."""
+
+    SOUND = 0
+    SUSPECT = 1
+    """Something is wrong that may be wrong for everybody: it keeps what it has until the others had the time
+    to find the same."""
+    DEGRADED = 2
+    """Something is wrong here: it serves only while nobody is better."""
+    DOWN = 3
+    """Its application is not there: it has buckets only while nobody has an application."""
+
+
+_FITNESSES = frozenset(Fitness)
 
 
 class Epoch(NamedTuple):
@@ -144,6 +161,7 @@ class Heartbeat:
         powers: One per group, 0..65535.
         holding, draining: One bitmap per group: buckets it may accept, and those it still drains;
             no bucket is in both.
+        fitness: How well it can serve; ``SOUND`` in every other state than ``UP``.
     """
 
     sender: int
@@ -163,6 +181,7 @@ class Heartbeat:
     powers: tuple[int, ...]
     holding: tuple[Bitmap, ...]
     draining: tuple[Bitmap, ...]
+    fitness: Fitness = Fitness.SOUND
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +271,8 @@ def _check_heartbeat(beat: Heartbeat) -> None:
     _size("secret digest", beat.secret_digest, 8)
     if beat.state not in _STATES:
         raise ValueError(f"state {beat.state} is not known")
+    if beat.fitness not in _FITNESSES or (beat.fitness and beat.state is not NodeState.UP):
+        raise ValueError(f"fitness {beat.fitness} in state {beat.state}")
     if not beat.reason.isprintable():
         raise ValueError("the reason has characters that cannot be printed")
     counter, leader = beat.known_epoch

@@ -24,10 +24,11 @@ from nlbfarm.core.commands import (
     SetLease,
     Stopped,
 )
-from nlbfarm.core.condition import Condition
+from nlbfarm.core.condition import Condition, shown
 from nlbfarm.core.events import (
     AdminChanged,
     Event,
+    FailbackRequested,
     FilterApplied,
     FilterDamaged,
     FilterRepaired,
@@ -51,7 +52,7 @@ from nlbfarm.core.reception import Reception
 from nlbfarm.core.reporting import Reporter
 from nlbfarm.core.retiring import Roster, merge, without_gone
 from nlbfarm.core.settings import Admin, Settings
-from nlbfarm.core.wire import NodeState, Plan
+from nlbfarm.core.wire import Fitness, NodeState, Plan
 from nlbfarm.core.word import Word
 
 __all__ = ["Node"]
@@ -103,6 +104,7 @@ class Node:
         self._reporter = Reporter(settings, self.membership.agrees)
         self.lease_until = now
         self.stopped = False
+        self._now = now
         self._next_beat = now
         self._due = now
         self._damaged = False
@@ -128,12 +130,29 @@ class Node:
     @property
     def state(self) -> NodeState:
         """The state that the administrator sees."""
-        return self._state()[0]
+        return self._shown()[0]
 
     @property
     def reason(self) -> str:
         """Why the node is in its state; empty if there is nothing to say."""
-        return self._state()[1]
+        return self._shown()[1]
+
+    @property
+    def fitness(self) -> Fitness:
+        """How fit this node is, as long as it can serve."""
+        return self.condition.fitness
+
+    def best_other(self) -> Fitness | None:
+        """Return the fitness of the fittest other node of this view that can serve; ``None``: none can."""
+        able = (
+            peer.heartbeat.fitness
+            for peer in self.hearing.heard(self._now)
+            if peer.heartbeat.inside
+            and peer.heartbeat.state is NodeState.UP
+            and peer.node not in self.membership.retired
+            and self.membership.agrees(peer.heartbeat)
+        )
+        return min(able, default=None)
 
     @property
     def admin(self) -> Admin:
@@ -181,6 +200,7 @@ class Node:
         self._out = []
         if self.stopped:
             return self._out
+        self._now = now
         beat = False
         answer_to: int | None = None
         self._news = True
@@ -229,7 +249,10 @@ class Node:
             case FilterRepaired():
                 self._damaged = False
             case ResourceChanged():
-                self.condition.learn(event.name, event.ok, event.reason)
+                self.condition.learn(event.name, event.ok, event.reason, event.fitness)
+            case FailbackRequested():
+                groups = self.settings.groups
+                self.membership.failback |= {groups.index(group) for group in event.groups}
             case PeerRefused():
                 self.membership.solitude.refused(event.node, now)
             case Reachability():
@@ -294,10 +317,10 @@ class Node:
                 self._out.extend(told)
                 told.clear()
         state = self._state()
-        self._out.extend(self._reporter.changes(state, heard))
+        self._out.extend(self._reporter.changes(self._shown(), self.fitness, heard))
         if beat:
             self._out.extend(self._reporter.networks(self.hearing.silent_networks(now)))
-        spoken = self._word.urgent(state, self.powers)
+        spoken = self._word.urgent(state, self.fitness, self.powers)
         if beat or spoken != self._spoken:
             overdue = beat and any(self.hearing.overdue(peer, now) for peer in heard.values())
             everybody = tuple(sorted(set(self.settings.nodes) - {self.settings.node}))
@@ -388,7 +411,7 @@ class Node:
 
     def _own(self) -> Own:
         idle = not any(self.handoff.holding) and not any(self.handoff.draining)
-        return Own(self.incarnation, self._state()[0], self.powers, idle)
+        return Own(self.incarnation, self._state()[0], self.powers, self.fitness, idle)
 
     def _state(self) -> tuple[NodeState, str]:
         membership = self.membership
@@ -396,6 +419,14 @@ class Node:
         if membership.differs is not None and state is NodeState.UP:
             reason = f"outside: configured otherwise than {self._name(membership.differs)}"
         return state, reason
+
+    def _shown(self) -> tuple[NodeState, str]:
+        """Return state and reason as the administrator sees them."""
+        fitness = self.fitness
+        if fitness < Fitness.DEGRADED:
+            return self._state()
+        other = self.best_other()
+        return shown(*self._state(), fitness, fitness if other is None else min(fitness, other))
 
     def _answer(self, node: int, heard: dict[int, Peer], now: float) -> None:
         """Send a heartbeat to one node alone, with an echo of it even if it counts as lost."""
@@ -410,7 +441,7 @@ class Node:
         now: float,
         state: tuple[NodeState, str],
     ) -> None:
-        beat = self._word.heartbeat(state, self.powers, heard, answer_now=answer_now)
+        beat = self._word.heartbeat(state, self.fitness, self.powers, heard, answer_now=answer_now)
         self.hearing.sent(beat.sequence, now)
         if nodes:
             self._out.append(Send(beat, nodes))

@@ -15,18 +15,31 @@ evenly. The highest go and free ones are dealt out in runs, so that a filter nee
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from nlbfarm.core.buckets import BUCKETS, NOBODY, Placement
+from nlbfarm.core.messages import Fitness
 from nlbfarm.core.policy import Mode
 from nlbfarm.errors import UsageError
 
-__all__ = ["place"]
+__all__ = ["place", "worst_accepted"]
 
 _EMPTY: Placement = (NOBODY,) * BUCKETS
 
 
-def place(previous: Placement, powers: Mapping[int, int], mode: Mode) -> Placement:
+def worst_accepted(fitnesses: Iterable[Fitness]) -> Fitness:
+    """Return with what fitness, at worst, a node may own buckets, given those of all that could.
+
+    Nobody takes itself out for a cause that all share: as long as nobody is sound, a suspicion and its
+    confirmation count the same, so that the first to be sure does not lose its buckets to the last.
+    """
+    best = min(fitnesses, default=Fitness.SOUND)
+    if best is Fitness.SOUND:
+        return Fitness.SUSPECT
+    return Fitness.DOWN if best is Fitness.DOWN else Fitness.DEGRADED
+
+
+def place(previous: Placement, powers: Mapping[int, int], mode: Mode, *, sticky: bool = False) -> Placement:
     """Return the owner of each of a group's 256 buckets.
 
     Args:
@@ -34,6 +47,7 @@ def place(previous: Placement, powers: Mapping[int, int], mode: Mode) -> Placeme
         powers: The power of each eligible node: one that is in the view, for long enough, and can serve.
         mode: How the group is placed. ``BALANCED``: by power. ``FAILOVER``: all to the highest power, among
             equals to the lowest id. ``BLOCKED``: all to nobody.
+        sticky: In ``FAILOVER``, whether who owns the group keeps it as long as it is eligible.
 
     Returns:
         The placement. With no eligible node every bucket is ``NOBODY``'s. If all powers are zero nothing
@@ -53,6 +67,9 @@ def place(previous: Placement, powers: Mapping[int, int], mode: Mode) -> Placeme
     if not any(powers.values()):
         return tuple(owner if owner in powers else NOBODY for owner in previous)
     if mode is Mode.FAILOVER:
+        owner = previous[0]
+        if sticky and powers.get(owner) and previous.count(owner) == BUCKETS:
+            return previous
         return (min(powers, key=lambda node: (-powers[node], node)),) * BUCKETS
     return _deal(previous, _shares(previous, powers))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from nlbfarm.core.commands import Report
 from nlbfarm.core.hearing import Peer
 from nlbfarm.core.settings import Settings
-from nlbfarm.core.wire import Heartbeat, NodeState
+from nlbfarm.core.wire import Fitness, Heartbeat, NodeState
 
 __all__ = ["Reporter"]
 
@@ -24,6 +24,7 @@ class Reporter:
         self._names = settings.nodes
         self._agrees = agrees
         self._state: tuple[NodeState, str] | None = None
+        self._fitness = Fitness.SOUND
         self._heard: frozenset[int] = frozenset()
         self._differing: frozenset[int] = frozenset()
         self._leaving: set[int] = set()
@@ -33,7 +34,9 @@ class Reporter:
         """Go by other settings from now on; names of nodes that are gone are kept."""
         self._names = {**self._names, **settings.nodes}
 
-    def changes(self, state: tuple[NodeState, str], heard: Mapping[int, Peer]) -> Iterator[Report]:
+    def changes(
+        self, state: tuple[NodeState, str], fitness: Fitness, heard: Mapping[int, Peer]
+    ) -> Iterator[Report]:
         """Yield what has changed: the node's state and reason, who is heard, who is configured otherwise."""
         now_heard = frozenset(heard)
         for node in sorted(now_heard - self._heard):
@@ -53,6 +56,10 @@ class Reporter:
             self._state = state
             fields = {"state": state[0].name, "reason": state[1]}
             yield Report("node.state", fields, warning=state[0] is NodeState.WAIT)
+        if fitness is not self._fitness:
+            self._fitness = fitness
+            fields = {"fitness": fitness.name.lower(), "reason": state[1]}
+            yield Report("node.fitness", fields, warning=fitness is not Fitness.SOUND)
 
     def networks(self, silent: set[tuple[int, int]]) -> Iterator[Report]:
         """Yield which (peer, network) pairs fell silent or are back; nothing else changes meanwhile."""

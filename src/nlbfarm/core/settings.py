@@ -39,6 +39,8 @@ class Settings:
         modes: Their modes, in the same order.
         powers: This node's power in each group, 0..65535, in the same order. In a failover group
             the live node with the highest power (then the lowest id) takes all.
+        sticky: For each group whether its owner keeps it when a node of higher priority is back
+            (``failback = "manual"``); empty: none.
         config_digest, secret_digest: 8 bytes each; nodes serve together only if both agree.
         interval: Time between heartbeats.
         lost_after: Silent intervals after which a peer is lost.
@@ -54,6 +56,7 @@ class Settings:
     groups: tuple[str, ...]
     modes: tuple[Mode, ...]
     powers: tuple[int, ...]
+    sticky: tuple[bool, ...] = ()
     config_digest: bytes = bytes(8)
     secret_digest: bytes = bytes(8)
     interval: float = 0.1
@@ -69,6 +72,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "detection", self.interval * self.lost_after)
+        if not self.sticky:
+            object.__setattr__(self, "sticky", (False,) * len(self.groups))
 
     def renewed(self, other: Settings) -> Settings:
         """Return ``other``, after making sure that a running node can go by it.

@@ -13,10 +13,14 @@ here but one copy a second in the oldest version (see ``heard``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
-from nlbfarm.core.wire import OLDEST, VERSION, AnyMessage, Heartbeat
+from nlbfarm.core.wire import OLDEST, VERSION, AnyMessage, Fitness, Heartbeat, NodeState
 
-__all__ = ["Versions"]
+__all__ = ["Versions", "spoken"]
+
+FITNESS = 3
+"""The version that says how fit a node is."""
 
 COPY_S = 1.0
 """Seconds between two copies for one peer."""
@@ -26,6 +30,18 @@ EAGER_COPIES = 5
 
 SETTLED_S = 3.0
 """A peer that has not been heard in the newest version for so long in its life does not speak it."""
+
+
+def spoken(message: AnyMessage, version: int) -> AnyMessage:
+    """Return ``message`` as it is said in ``version``.
+
+    Earlier versions have no fitness: a node that is not fit says that it waits, and so has no buckets while
+    a leader of an earlier version places them.
+    """
+    if version >= FITNESS or not isinstance(message, Heartbeat) or not message.fitness:
+        return message
+    state = NodeState.WAIT if message.fitness >= Fitness.DEGRADED else message.state
+    return replace(message, state=state, fitness=Fitness.SOUND)
 
 
 class _Peer:

@@ -17,11 +17,12 @@ core refuses it by its incarnation and sequence.
 The encoding is canonical: ``encode(decode(data), version_of(data)) == data`` under one key. Fields that
 have a choice (order, padding, spare bits) are refused when they are not as the encoder writes them.
 
-*Version policy*: versions 1 and 2 are written and read. Version 2 is version 1 and two more message
-types, ``Order`` and ``OrderAnswer``; who is heard in it also adopts what a peer drains. A release
-speaks its own version and the one before, and to each peer in the newest that this peer has been
-heard in (``nlbfarm.core.versions``): a farm is updated node by node, one version at a time, and can
-be put back the same way. The first five bytes never change their meaning.
+*Version policy*: versions 1 to 3 are written and read. Version 2 is version 1 and two more message
+types, ``Order`` and ``OrderAnswer``; who is heard in it also adopts what a peer drains. Version 3 is
+version 2 and the sender's *fitness* in two bits of a heartbeat's flags; ``nlbfarm.core.versions.spoken``
+says how that is put in earlier ones. A release speaks its own version and those before, and to each peer in
+the newest that this peer has been heard in (``nlbfarm.core.versions``): a farm is updated node by node, and
+can be put back the same way. The first five bytes never change their meaning.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from nlbfarm.core.messages import (
     MAX_REASON,
     Echo,
     Epoch,
+    Fitness,
     Heartbeat,
     Member,
     Message,
@@ -99,6 +101,7 @@ __all__ = [
     "Codec",
     "Echo",
     "Epoch",
+    "Fitness",
     "Heartbeat",
     "Keyring",
     "Member",
@@ -125,7 +128,7 @@ __all__ = [
 MAX_DATAGRAM = 1200
 """Bytes of a datagram, at most: fits through every path of IPv6's least MTU (RFC 8200 section 5)."""
 
-VERSION = 2
+VERSION = 3
 """The newest version of the encoding that this module speaks."""
 
 OLDEST = 1
@@ -133,6 +136,9 @@ OLDEST = 1
 
 _ORDERS = 2
 """The version in which orders came."""
+
+_FITNESS = 3
+"""The version in which fitness came."""
 
 _MAGIC = b"NLBf"
 _HEADER = struct.Struct(">4sBBH8s")
@@ -143,6 +149,7 @@ _HEARTBEAT, _REQUEST, _CHUNK_OF_PLAN, _ORDER, _ORDER_ANSWER = 1, 2, 3, 4, 5
 # which the length of everything behind depends: reason bytes, members, echoes, groups.
 _BEAT = struct.Struct(">BQQ8s8sBBQBBBBB")
 _ANSWER_NOW, _INSIDE, _PLAN = 1, 2, 4
+_FITNESS_SHIFT, _FITNESS_BITS = 3, 3 << 3
 _ECHO = struct.Struct(">BQQ")
 _BITMAP = 32
 _REQUEST_BODY = struct.Struct(">BQ16sH")
@@ -197,6 +204,8 @@ class Codec:
             kind, body = self._body(message)
         except (ValueError, TypeError, struct.error) as error:
             raise UsageError(f"{type(message).__name__} cannot be encoded: {error}") from error
+        if isinstance(message, Heartbeat) and message.fitness and version < _FITNESS:
+            raise UsageError(f"fitness needs wire version {_FITNESS}: say it otherwise (versions.spoken)")
         if kind >= _ORDER and version < _ORDERS:
             raise UsageError(
                 f"orders need wire version {_ORDERS}: the peer is too old, upgrade nlbfarm there"
@@ -258,7 +267,7 @@ class Codec:
     def _message(self, version: int, kind: int, body: bytes) -> AnyMessage:
         message: Message
         if kind == _HEARTBEAT:
-            message = self._parse_heartbeat(body)
+            message = self._parse_heartbeat(version, body)
         elif kind == _REQUEST:
             message = PlanRequest(*_REQUEST_BODY.unpack(body))
         elif kind == _CHUNK_OF_PLAN:
@@ -289,6 +298,7 @@ class Codec:
             parts.append(beat.plan_digest)
         tail = b"".join(parts)
         flags = (_ANSWER_NOW if beat.answer_now else 0) | (_INSIDE if beat.inside else 0)
+        flags |= beat.fitness << _FITNESS_SHIFT
         if beat.plan is not None:
             packed = self._pack_plan(beat.plan, beat.plan_digest)
             if _HEADER.size + _BEAT.size + len(tail) + len(packed) + _TAG <= MAX_DATAGRAM:
@@ -322,10 +332,11 @@ class Codec:
             raise ValueError("the plan digest is not the plan's")
         return self._sent[1]
 
-    def _parse_heartbeat(self, body: bytes) -> Heartbeat:
+    def _parse_heartbeat(self, version: int, body: bytes) -> Heartbeat:
         (sender, incarnation, sequence, config_digest, secret_digest, state, flags, counter, leader,
          reason_size, members, echoes, groups) = _BEAT.unpack_from(body)  # fmt: skip
-        if flags & ~(_ANSWER_NOW | _INSIDE | _PLAN) or (flags & _PLAN and not flags & _INSIDE):
+        known = _ANSWER_NOW | _INSIDE | _PLAN | (_FITNESS_BITS if version >= _FITNESS else 0)
+        if flags & ~known or (flags & _PLAN and not flags & _INSIDE):
             raise ValueError(f"flags {flags:#x} cannot be")
         if members > MAX_NODES or echoes >= MAX_NODES or reason_size > MAX_REASON:
             raise ValueError(f"{members} members, {echoes} echoes, {reason_size} bytes of reason")
@@ -364,6 +375,7 @@ class Codec:
             powers=struct.unpack_from(f">{groups}H", body, powers_at),
             holding=_bitmaps(body, holding_at, draining_at),
             draining=_bitmaps(body, draining_at, digest_at),
+            fitness=Fitness((flags & _FITNESS_BITS) >> _FITNESS_SHIFT),
         )
 
     def _view(self, section: bytes) -> View:

@@ -8,7 +8,7 @@ from nlbfarm.core.handoff import Handoff
 from nlbfarm.core.hearing import Peer
 from nlbfarm.core.membership import Membership
 from nlbfarm.core.messages import clip_reason
-from nlbfarm.core.wire import Echo, Heartbeat, NodeState, Plan, plan_digest
+from nlbfarm.core.wire import Echo, Fitness, Heartbeat, NodeState, Plan, plan_digest
 
 __all__ = ["Word"]
 
@@ -35,13 +35,16 @@ class Word:
         self.incarnation = incarnation
         self.sequence = 0
 
-    def urgent(self, state: tuple[NodeState, str], powers: tuple[int, ...]) -> tuple[object, ...]:
+    def urgent(
+        self, state: tuple[NodeState, str], fitness: Fitness, powers: tuple[int, ...]
+    ) -> tuple[object, ...]:
         """Return what, when it changes, is told to everybody at once."""
         membership, handoff = self._membership, self._handoff
         plan = membership.plan
         view = membership.deferral if plan is None else plan.view.epoch
         known = membership.known_epoch
-        return state, known, plan is None, view, powers, handoff.holding, handoff.draining, self.incarnation
+        condition = state, fitness, powers
+        return condition, known, plan is None, view, handoff.holding, handoff.draining, self.incarnation
 
     def digest(self, plan: Plan) -> bytes:
         """Return the digest by which ``plan`` is announced, worked out once a plan."""
@@ -52,6 +55,7 @@ class Word:
     def heartbeat(
         self,
         state: tuple[NodeState, str],
+        fitness: Fitness,
         powers: tuple[int, ...],
         heard: Mapping[int, Peer],
         *,
@@ -61,6 +65,7 @@ class Word:
 
         Args:
             state: State and reason.
+            fitness: How fit the node is, if it is ``UP``.
             powers: One per group.
             heard: The peers to echo, in the order of their ids.
             answer_now: Whether the receivers are to answer at once.
@@ -88,4 +93,5 @@ class Word:
             powers=powers,
             holding=self._handoff.holding,
             draining=self._handoff.draining,
+            fitness=fitness if state[0] is NodeState.UP else Fitness.SOUND,
         )

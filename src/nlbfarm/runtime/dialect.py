@@ -1,6 +1,6 @@
-"""What wire version 1 says otherwise, so that a farm is upgraded node by node.
+"""What earlier wire versions say otherwise, so that a farm is upgraded node by node.
 
-A node of version 1 compares a digest of the configuration that covers ``[[nodes]]``, too. It is told that
+What is new in a version is left out in earlier ones (``nlbfarm.core.versions.spoken``). A node of version 1 compares a digest of the configuration that covers ``[[nodes]]``, too. It is told that
 one, and what it says is understood as the present one; the core sees no difference.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nlbfarm.core.settings import Settings
+from nlbfarm.core.versions import spoken
 from nlbfarm.core.wire import AnyMessage, Heartbeat
 
 __all__ = ["Dialect"]
@@ -18,7 +19,7 @@ FORMER = 1
 
 
 class Dialect:
-    """Translates digests.
+    """Translates what is said and heard.
 
     Args:
         settings: With the present digest.
@@ -31,7 +32,7 @@ class Dialect:
 
     def spoken(self, message: AnyMessage, version: int) -> AnyMessage:
         """Return ``message`` as a node that is told it in ``version`` understands it."""
-        return self._translated(message, version, self._present, self._former)
+        return self._translated(spoken(message, version), version, self._present, self._former)
 
     def heard(self, message: AnyMessage, version: int) -> AnyMessage:
         """Return what a message that came in ``version`` means."""

@@ -29,16 +29,30 @@ FAULTS = (
         "health",
         "damage",
     ),
-    *("admin", "power", "burst", "burst", "replay", "replay"),
+    *("admin", "power", "burst", "burst", "replay", "replay", "fit", "fit"),
 )
 CUTS = (
     *("cut", "one-way", "one-way", "partition", "heal", "heal", "start", "restart"),
     *("deaf", "deaf", "mute", "mute"),
 )
-PLANNED = ("start", "start", *("admin",) * 3, "power", "stop", "upgrade", "health", "add", "add", "remove")
+PLANNED = (
+    "start",
+    "start",
+    *("admin",) * 3,
+    "power",
+    "stop",
+    "upgrade",
+    "health",
+    "fit",
+    "fit",
+    "add",
+    "add",
+    "remove",
+)
 
 FREEZES_S = (0.2, 0.3, 0.35, 0.45, 0.5, 0.6, 1.0, 2.0)
 PAUSES_S = (0.3, 0.5, 0.6, 1.0, 2.0)
+FITNESSES = ("SOUND", "SUSPECT", "DEGRADED", "DOWN")
 GAPS_S = (0.0, 0.01, 0.05, 0.3, 0.7, 1.5)
 
 
@@ -169,6 +183,10 @@ def _happen(agenda: _Agenda, kind: str) -> None:
             agenda.add("pause", agenda.one(up), value=rng.choice(PAUSES_S))
         case "health":
             agenda.add(rng.choice(["healthy", "unhealthy"]), agenda.one(up))
+        case "fit":
+            for node in rng.sample(ids, rng.randint(1, len(ids))):
+                agenda.add("fit", node, value=rng.choice(FITNESSES))
+                agenda.now += rng.choice([0.0, 0.01, 0.3]) * rng.random()
         case "damage":
             agenda.add("damage", agenda.one(up))
         case "admin":
@@ -216,6 +234,7 @@ def _unplanned(rng: random.Random, conditions: Schedule, kinds: tuple[str, ...],
         majority=majority,
         sides=sides,
         rest=rest,
+        unfit=rng.random() < 0.5,
         loss=rng.choice([0.0, 0.0, 0.02, 0.05]),
         slow_turns=rng.choice([conditions.slow_turns, conditions.slow_turns, (0.02, 0.25)]),
     )
@@ -294,6 +313,8 @@ class _Administrator:
                 agenda.add("unhealthy", node)
                 agenda.wait()
                 agenda.add("healthy", node)
+            case "fit":
+                _happen(agenda, "fit")
             case "stop" if spare:
                 node = self._take_out(rng.choice(spare))
                 agenda.add("stop", node)
@@ -354,6 +375,7 @@ def _planned(rng: random.Random, conditions: Schedule) -> Schedule:
         strict=True,
         planned=True,
         rest=missing,
+        unfit=rng.random() < 0.5,
         connections_per_s=rng.choice([20.0, 60.0]),
         connection_life_s=rng.choice([0.3, 1.0, 3.0]),
     )

@@ -21,6 +21,7 @@ from nlbfarm.core.events import (
 from nlbfarm.core.node import Node
 from nlbfarm.core.settings import Admin
 from nlbfarm.core.versions import Versions
+from nlbfarm.core.wire import Fitness
 from nlbfarm.testing.hosts import SimulatedHost
 from nlbfarm.testing.invariants import ViolationError
 from nlbfarm.testing.world import World
@@ -135,6 +136,13 @@ class SimulatedFarm(World):
         self.tell(node, "healthy", ok=ok)
         host = self.hosts[node]
         self._feed(host, ResourceChanged("application", ok, "" if ok else "no answer"), host.life)
+
+    def fit(self, node: int, fitness: Fitness) -> None:
+        """From now on the node is so fit; a new process is sound until it is told otherwise."""
+        self.tell(node, "fit", fitness=fitness.name)
+        host = self.hosts[node]
+        event = ResourceChanged("checks", fitness is Fitness.SOUND, fitness.name.lower(), fitness)
+        self._feed(host, event, host.life)
 
     def damage(self, node: int) -> None:
         """Somebody empties the filter: the VIPs go at once, then it is repaired."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nlbfarm.core.buckets import ALL, Bitmap
-from nlbfarm.core.wire import Heartbeat
+from nlbfarm.core.placement import worst_accepted
+from nlbfarm.core.wire import Fitness, Heartbeat
 
 if TYPE_CHECKING:
     from nlbfarm.testing.hosts import SimulatedHost
@@ -270,7 +271,7 @@ class Invariants:
         """I2: once the network has been quiet for a bounded time, every bucket of every group has one server.
 
         And who can serve does: no node that is meant to run is without a bucket, unless it still drains
-        before it starts anew.
+        before it starts anew, or is less fit than another; then it has none.
 
         Args:
             nodes: A set of nodes that all hear one another, and of which one at least can serve; by
@@ -285,18 +286,34 @@ class Invariants:
         farm = self._farm
         for group in range(len(farm.groups)):
             seen = 0
+            worst = self._worst(group, nodes)
             for node, host in farm.hosts.items():
                 if nodes is not None and node not in nodes:
                     continue
                 bitmap = host.accepts(group, farm.now)
                 if seen & bitmap:
                     return f"group {group}: a bucket of node {node} is accepted by another too"
-                if not bitmap and node in farm.keep_running and not host.leaves:
+                fit = host.core is not None and host.core.fitness <= worst
+                if bitmap and not fit:
+                    return f"group {group}: node {node} accepts buckets, though others are fitter"
+                if not bitmap and node in farm.keep_running and not host.leaves and fit:
                     return f"group {group}: node {node} accepts nothing, though it could"
                 seen |= bitmap
             if seen != ALL:
                 return f"group {group}: {(ALL & ~seen).bit_count()} buckets are accepted by nobody"
         return ""
+
+    def _worst(self, group: int, nodes: set[int] | None) -> Fitness:
+        """Return with what fitness, at worst, a node may have buckets of a group."""
+        farm = self._farm
+        return worst_accepted(
+            host.core.fitness
+            for node, host in farm.hosts.items()
+            if (nodes is None or node in nodes)
+            and host.core is not None
+            and not host.leaves
+            and (node in farm.keep_running or host.accepts(group, farm.now))
+        )
 
     def connections_kept(self) -> None:
         """I3, when all is quiet: a process that was to follow another serves the connections of that one."""

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nlbfarm.core.settings import Admin, Partition
-from nlbfarm.core.wire import NodeState
+from nlbfarm.core.wire import Fitness, NodeState
 from nlbfarm.testing.farm import SimulatedFarm
 from nlbfarm.testing.invariants import ViolationError
 
@@ -68,6 +68,7 @@ class Schedule:
         connections_per_s, connection_life_s: As for ``SimulatedFarm``.
         takeover_grace, restart_grace, drain_timeout: As in ``Settings``, seconds.
         old: Nodes that speak wire version 1.
+        unfit: Nodes stay as fit as they are when all is quiet.
     """
 
     seed: int
@@ -94,6 +95,7 @@ class Schedule:
     restart_grace: float = 15.0
     drain_timeout: float = 60.0
     old: tuple[int, ...] = ()
+    unfit: bool = False
 
     @property
     def ends(self) -> float:
@@ -245,6 +247,8 @@ def _settle(farm: SimulatedFarm, schedule: Schedule) -> None:
             farm.start(node)
         else:
             farm.healthy(node, True)
+            if not schedule.unfit:
+                farm.fit(node, Fitness.SOUND)
 
 
 # -- actions -------------------------------------------------------------------------------
@@ -361,6 +365,7 @@ ACTIONS: dict[str, Callable[[SimulatedFarm, Action], None]] = {
     "upgrade": _spared(lambda farm, node, action: farm.upgrade(node, float(action.value))),
     "unhealthy": _spared(lambda farm, node, action: farm.healthy(node, False)),
     "healthy": _running(lambda farm, node, action: farm.healthy(node, True)),
+    "fit": _running(lambda farm, node, action: farm.fit(node, Fitness[str(action.value)])),
     "damage": _running(lambda farm, node, action: farm.damage(node)),
     "admin": _admin_or_run,
     "power": _spared(_power),

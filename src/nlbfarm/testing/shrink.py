@@ -114,6 +114,7 @@ def _simpler_conditions(schedule: Schedule) -> Iterator[Schedule]:
         "rest",
         "takeover_grace",
         "drain_timeout",
+        "unfit",
     ):
         if getattr(schedule, name) != getattr(_PLAIN, name) and not (name == "rest" and schedule.planned):
             yield replace(schedule, **{name: getattr(_PLAIN, name)})

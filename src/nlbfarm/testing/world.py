@@ -33,6 +33,7 @@ from nlbfarm.core.events import (
 )
 from nlbfarm.core.policy import Mode
 from nlbfarm.core.settings import Partition, Settings
+from nlbfarm.core.versions import spoken
 from nlbfarm.core.wire import VERSION, Codec, Heartbeat, Keyring, Message
 from nlbfarm.testing.clients import Clients
 from nlbfarm.testing.hosts import SimulatedClock, SimulatedHost
@@ -347,10 +348,11 @@ class World:
         if type(message) is Heartbeat:
             self._recorded[source] = message
         for version, nodes in host.versions.speak(message, command.nodes, host.clock.local(self.now)):
+            said = cast(Message, spoken(message, version))
             for target in nodes:
                 self.datagrams += 1
                 for when, network in arrivals(source, target, self.now):
-                    self.at(when, self._deliver, source, target, message, network, version)
+                    self.at(when, self._deliver, source, target, said, network, version)
 
     def _deliver(self, source: int, target: int, message: Message, network: int, version: int) -> None:
         host = self.hosts[target]
