@@ -2,9 +2,9 @@
 
 A node that was drained or stopped stays so until it is started, whatever happens to it meanwhile. The file::
 
-    {"version": 1, "admin": "drain", "powers": {"web": 3}}
+    {"version": 1, "admin": "drain", "reason": "", "paused": false, "powers": {"web": 3}}
 
-``powers`` are those that were set while the node ran (``nlbfarm-node power``); a group that is left out
+``reason`` says why a node was taken out that no administrator took out; ``paused`` is maintenance. ``powers`` are those that were set while the node ran (``nlbfarm-node power``); a group that is left out
 has the power of the configuration. A file that cannot be understood makes the node *stopped*: it may have
 said so, and a node that does not serve is seen and started, while one that serves in the middle of its
 maintenance is not expected by anybody. ``nlbfarm-node start`` then writes the file anew.
@@ -28,6 +28,7 @@ __all__ = ["AdminFile", "AdminState"]
 _VERSION = 1
 _LARGEST_FILE = 64 * 1024
 _LARGEST_POWER = 65535
+_LONGEST_REASON = 500
 
 _log = structlog.get_logger("nlbfarm.node")
 
@@ -39,10 +40,14 @@ class AdminState:
     Args:
         admin: Whether the node shall run.
         powers: Powers set while it ran, 0..65535 by group; the others are the configuration's.
+        reason: Why it shall not run, where a checker or a service is the reason; 500 characters are kept.
+        paused: Whether maintenance goes on: checkers look, and nothing is done about it.
     """
 
     admin: Admin = Admin.RUN
     powers: Mapping[str, int] = field(default_factory=dict)
+    reason: str = ""
+    paused: bool = False
 
 
 class AdminFile:
@@ -93,6 +98,8 @@ class AdminFile:
             data = {
                 "version": _VERSION,
                 "admin": state.admin.value,
+                "reason": state.reason[:_LONGEST_REASON],
+                "paused": state.paused,
                 "powers": dict(sorted(state.powers.items())),
             }
             write_lasting(self._path, json.dumps(data) + "\n")
@@ -111,7 +118,11 @@ def _parse(content: bytes) -> AdminState:
             raise ValueError("a power is no number")
         if not 0 <= power <= _LARGEST_POWER:
             raise ValueError(f"power {power} is not in 0..{_LARGEST_POWER}")
-    return AdminState(Admin(data["admin"]), powers)
+    # An earlier version wrote neither of these.
+    reason, paused = data.get("reason", ""), data.get("paused", False)
+    if not isinstance(reason, str) or not isinstance(paused, bool):
+        raise ValueError("the reason is no text, or the pause neither true nor false")
+    return AdminState(Admin(data["admin"]), powers, reason[:_LONGEST_REASON], paused)
 
 
 def _why(error: Exception) -> str:

@@ -25,9 +25,12 @@ class Condition:
         node: Its id, for messages.
         resources: Names of what must be there before it serves; unknown until ``learn`` tells of each.
         admin: What the administrator wants.
+        admin_reason: Why, where it was not the administrator who wanted it.
     """
 
-    def __init__(self, node: int, resources: Iterable[str], admin: Admin = Admin.RUN) -> None:
+    def __init__(
+        self, node: int, resources: Iterable[str], admin: Admin = Admin.RUN, admin_reason: str = ""
+    ) -> None:
         self._node = node
         self._jumps: list[float] = []
         self.resources: dict[str, tuple[bool | None, str, Fitness | None]] = dict.fromkeys(
@@ -41,6 +44,7 @@ class Condition:
         self.returning = False
         """A new process will take over its connections."""
         self.admin = admin
+        self.admin_reason = admin_reason
 
     @property
     def leaving(self) -> bool:
@@ -75,15 +79,13 @@ class Condition:
             deaf: It hears no peer, though they seem to be there.
         """
         if closed:
-            return (
-                NodeState.STOP,
-                "stopped" if self.admin is not Admin.STOP else "stopped by the administrator",
-            )
+            return NodeState.STOP, self._stopped()
         if self.stopping:
             return NodeState.DRAINING, "restarting" if self.returning else "stopping"
         if self.admin is not Admin.RUN:
             what = "drain" if self.admin is Admin.DRAIN else "stop"
-            return NodeState.DRAINING, f"asked to {what} by the administrator"
+            asked = f"asked to {what} by the administrator"
+            return NodeState.DRAINING, self.admin_reason or asked
         if deaf:
             return NodeState.WAIT, DEAF
         known = self.resources.values()
@@ -94,6 +96,11 @@ class Condition:
         if unknown:
             return NodeState.STARTING, "waiting for " + ", ".join(unknown)
         return NodeState.UP, "; ".join(reason for ok, reason, _ in known if ok is False)
+
+    def _stopped(self) -> str:
+        if self.admin is not Admin.STOP:
+            return "stopped"
+        return f"stopped: {self.admin_reason}" if self.admin_reason else "stopped by the administrator"
 
 
 def shown(state: NodeState, reason: str, fitness: Fitness, best: Fitness) -> tuple[NodeState, str]:

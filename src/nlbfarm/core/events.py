@@ -115,10 +115,17 @@ class FlowsLeft:
 
 @dataclass(frozen=True, slots=True)
 class AdminChanged:
-    """The administrator wants something else of this node; ``at_once``: without waiting for connections."""
+    """The administrator wants something else of this node.
+
+    Args:
+        admin: What.
+        at_once: Without waiting for connections.
+        reason: Why, where it is not the administrator who wants it, but a checker or a service.
+    """
 
     admin: Admin
     at_once: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

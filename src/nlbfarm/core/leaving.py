@@ -42,14 +42,14 @@ class Leaving:
         self._condition.at_once |= at_once
         self._condition.returning |= returning
 
-    def admin(self, admin: Admin, now: float, *, at_once: bool) -> None:
+    def admin(self, admin: Admin, now: float, *, at_once: bool, reason: str = "") -> None:
         """The administrator wants something else (``AdminChanged``)."""
         condition = self._condition
         if admin is Admin.STOP:
             self._begin(now)
         elif self._membership.closed and not condition.stopping:
             self._membership.reopen(now)
-        condition.admin = admin
+        condition.admin, condition.admin_reason = admin, reason
         wanted = at_once and admin is not Admin.RUN
         condition.at_once = wanted or (condition.stopping and condition.at_once)
 

@@ -52,6 +52,7 @@ from nlbfarm.core.reception import Reception
 from nlbfarm.core.reporting import Reporter
 from nlbfarm.core.retiring import Roster, merge, without_gone
 from nlbfarm.core.settings import Admin, Settings
+from nlbfarm.core.versions import FITNESS
 from nlbfarm.core.wire import Fitness, NodeState, Plan
 from nlbfarm.core.word import Word
 
@@ -77,6 +78,7 @@ class Node:
         resources: Names of what must be there before the node serves; unknown until
             ``ResourceChanged`` tells of each.
         admin: What the administrator wanted last.
+        admin_reason: Why, where it was not the administrator who wanted it.
         flows: Established flows that an earlier process left on this host, by group and bucket.
     """
 
@@ -88,12 +90,13 @@ class Node:
         resources: Iterable[str] = (),
         *,
         admin: Admin = Admin.RUN,
+        admin_reason: str = "",
         flows: Mapping[str, Mapping[int, int]] | None = None,
     ) -> None:
         self.settings = settings
         self.hearing = Hearing(settings, now)
         self.membership = Membership(settings, self.hearing, now)
-        self.condition = Condition(settings.node, resources, admin)
+        self.condition = Condition(settings.node, resources, admin, admin_reason)
         self.powers = settings.powers
         """What it announces, one per group."""
         self.handoff = Handoff(settings, flows or {}, now)
@@ -141,6 +144,11 @@ class Node:
     def fitness(self) -> Fitness:
         """How fit this node is, as long as it can serve."""
         return self.condition.fitness
+
+    @property
+    def able(self) -> bool:
+        """Whether this node can serve at all, however fit it is."""
+        return self._state()[0] is NodeState.UP
 
     def best_other(self) -> Fitness | None:
         """Return the fitness of the fittest other node of this view that can serve; ``None``: none can."""
@@ -275,8 +283,9 @@ class Node:
     # -- what the administrator wants ------------------------------------------------------
 
     def _admin(self, event: AdminChanged, now: float) -> None:
-        self._leaving.admin(event.admin, now, at_once=event.at_once)
-        self._out.append(Report("node.admin", {"admin": event.admin.value, "at_once": event.at_once}))
+        self._leaving.admin(event.admin, now, at_once=event.at_once, reason=event.reason)
+        fields = {"admin": event.admin.value, "at_once": event.at_once, "reason": event.reason}
+        self._out.append(Report("node.admin", fields))
 
     def _set_powers(self, powers: tuple[int, ...]) -> None:
         if len(powers) != len(self.settings.groups) or not all(0 <= power <= 65535 for power in powers):
@@ -416,9 +425,22 @@ class Node:
     def _state(self) -> tuple[NodeState, str]:
         membership = self.membership
         state, reason = self.condition.state(closed=membership.closed, deaf=membership.solitude.deaf)
+        if state is NodeState.UP and self.fitness >= Fitness.DEGRADED and self._plain():
+            return NodeState.WAIT, reason
         if membership.differs is not None and state is NodeState.UP:
             reason = f"outside: configured otherwise than {self._name(membership.differs)}"
         return state, reason
+
+    def _plain(self) -> bool:
+        """Whether a peer is heard that knows nothing of fitness: who is not fit waits then, for everybody.
+
+        If only that peer were told so, it and this node would go by different leaders.
+        """
+        detection = self.settings.detection
+        return any(
+            peer.version < FITNESS and self._now - peer.first_heard >= detection
+            for peer in self.hearing.heard(self._now)
+        )
 
     def _shown(self) -> tuple[NodeState, str]:
         """Return state and reason as the administrator sees them."""

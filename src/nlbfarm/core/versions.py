@@ -71,6 +71,11 @@ class Versions:
         self._newest = newest
         self._peers = {node: _Peer() for node in peers}
 
+    @property
+    def peers(self) -> frozenset[int]:
+        """The peers that are counted with."""
+        return frozenset(self._peers)
+
     def configure(self, peers: Iterable[int]) -> None:
         """Take these as the peers from now on; what is known of those that stay is kept."""
         self._peers = {node: self._peers.get(node) or _Peer() for node in peers}

@@ -128,7 +128,8 @@ class SimulatedFarm(World):
         self.tell(node, "reload", nodes=list(named))
         host = self.hosts[node]
         self.settings[node] = replace(self.settings[node], nodes=named)
-        host.versions.configure(set(named) - {node})
+        # What a node that is no longer named speaks is not forgotten: it is still counted with for a while.
+        host.versions.configure({*named, *host.versions.peers} - {node})
         self._feed(host, SettingsChanged(self.settings[node]), host.life)
 
     def healthy(self, node: int, ok: bool) -> None:
