@@ -4,8 +4,9 @@ A node that was drained or stopped stays so until it is started, whatever happen
 
     {"version": 1, "admin": "drain", "reason": "", "paused": false, "powers": {"web": 3}}
 
-``reason`` says why a node was taken out that no administrator took out; ``paused`` is maintenance. ``powers`` are those that were set while the node ran (``nlbfarm-node power``); a group that is left out
-has the power of the configuration. A file that cannot be understood makes the node *stopped*: it may have
+``reason`` says why a node was taken out that no administrator took out; ``paused`` is maintenance.
+``powers`` are those that were set while the node ran (``nlbfarm-node power``); a group that is left out has
+the power of the configuration. A file that cannot be understood makes the node *stopped*: it may have
 said so, and a node that does not serve is seen and started, while one that serves in the middle of its
 maintenance is not expected by anybody. ``nlbfarm-node start`` then writes the file anew.
 """

@@ -10,10 +10,11 @@ from pathlib import Path
 from nlbfarm.core.judging import BucketFunction
 from nlbfarm.core.policy import FilterPolicy, IPAddress
 from nlbfarm.core.settings import Settings
+from nlbfarm.core.supervision import Action, RuleSpec, ServiceSpec
 from nlbfarm.core.wire import Codec
-from nlbfarm.interfaces import Checker, Clock, FilterBackend, Heartbeat, VIPManager
+from nlbfarm.interfaces import Checker, Clock, FilterBackend, Heartbeat, Service, VIPManager
 
-__all__ = ["Check", "Parts", "SystemClock"]
+__all__ = ["Check", "Parts", "Supervised", "SystemClock"]
 
 
 class SystemClock(Clock):
@@ -37,6 +38,10 @@ class Check:
         checker: What looks.
         interval, timeout: Seconds.
         rise, fall: Results in a row to change one's mind.
+        initial_delay: Seconds from the start of the node, or of its service, to the first look.
+        action: What is done when it fails.
+        service: Which service it looks at; ``None``: none in particular.
+        confirm: Seconds that other nodes have to find the same before this one gives its clients away.
     """
 
     name: str
@@ -46,6 +51,25 @@ class Check:
     timeout: float
     rise: int
     fall: int
+    initial_delay: float = 0.0
+    action: Action = Action.WAIT
+    service: str | None = None
+    confirm: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Supervised:
+    """A service and how it is supervised.
+
+    Args:
+        kind: ``"systemd"``, ``"command"``, …, for ``status``.
+        service: What starts and stops it.
+        spec: Its name, order and restarts.
+    """
+
+    kind: str
+    service: Service
+    spec: ServiceSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +85,11 @@ class Parts:
         incarnation_file: Where the incarnation is kept.
         admin_file: Where what the administrator wants is kept; ``None``: nowhere, every start begins anew.
         starts_file: Where failures are counted; ``None``: nowhere, a node that keeps failing never waits.
+        restarts_file: Where restarts of services are counted; ``None``: every process counts anew.
         checks: The checkers.
+        services: The services.
+        failover_rules: What is done when several checkers say so.
+        last_stays: Whether the last node that serves goes on, whatever its checkers say.
         backend_detail: Why this backend was chosen.
         delivery: How packets for the VIPs reach the nodes, for ``status``.
         function: The bucket function of a vendor's own that the backend goes by, for ``explain``.
@@ -80,7 +108,11 @@ class Parts:
     peer_powers: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     admin_file: Path | None = None
     starts_file: Path | None = None
+    restarts_file: Path | None = None
     checks: Sequence[Check] = ()
+    services: Sequence[Supervised] = ()
+    failover_rules: Sequence[RuleSpec] = ()
+    last_stays: bool = True
     backend_detail: str = ""
     delivery: str = "multicast"
     function: BucketFunction | None = None

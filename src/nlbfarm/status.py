@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlbfarm import __version__
 from nlbfarm.core.buckets import BUCKETS, NOBODY, Bitmap, BucketState
+from nlbfarm.core.condition import shown
 from nlbfarm.core.hearing import Peer
 from nlbfarm.core.policy import IPAddress
 from nlbfarm.core.wire import Heartbeat, NodeState
@@ -28,7 +29,7 @@ async def status(runtime: Runtime) -> dict[str, Any]:
     """Return the state of the node, of its farm as it sees it, and of this host."""
     parts, node = runtime.parts, runtime.running()
     now = parts.clock.monotonic()
-    settings, administration = parts.settings, runtime.administration
+    settings, administration, supervising = parts.settings, runtime.administration, runtime.supervising
     warnings = [*administration.warnings, *runtime.rejections.warnings(now)]
     try:
         counters = await parts.backend.counters()
@@ -47,6 +48,7 @@ async def status(runtime: Runtime) -> dict[str, Any]:
         "uptime_s": round(now - runtime.started_at, 3),
         "state": node.state.name,
         "reason": node.reason,
+        "fitness": node.fitness.name.lower(),
         "admin": administration.wanted.value,
         "damping": (
             {"failures": administration.failures, "remaining_s": round(administration.waits_s, 1)}
@@ -77,12 +79,20 @@ async def status(runtime: Runtime) -> dict[str, Any]:
             {
                 "name": check.name,
                 "type": check.kind,
-                "ok": runtime.checking.states[check.name].ok,
-                "detail": runtime.checking.states[check.name].detail,
-                "since_s": round(now - runtime.checking.states[check.name].since, 3),
+                "service": check.service,
+                "on_failure": check.action.value,
+                "ok": supervising.checking.states[check.name].ok,
+                "detail": supervising.checking.states[check.name].detail,
+                "since_s": round(now - supervising.checking.states[check.name].since, 3),
             }
             for check in parts.checks
         ],
+        "services": [_service(runtime, name, now) for name in supervising.services],
+        "failover_rules": [
+            {"name": name, "action": rule.action.value, "ok": rule.ok, "detail": rule.detail}
+            for name, rule in supervising.machine.rules.items()
+        ],
+        "paused": administration.state.paused,
         "counters": {
             "groups": {name: dict(counts) for name, counts in counters.groups.items()},
             "other": dict(counters.other),
@@ -93,6 +103,21 @@ async def status(runtime: Runtime) -> dict[str, Any]:
             "notes": list(heartbeats.notes),
         },
         "warnings": warnings,
+    }
+
+
+def _service(runtime: Runtime, name: str, now: float) -> dict[str, Any]:
+    supervising = runtime.supervising
+    state, machine = supervising.machine.services[name], supervising.machine
+    return {
+        "name": name,
+        "type": supervising.services[name].kind,
+        "phase": state.phase.value,
+        "reason": state.reason,
+        "since_s": round(max(0.0, now - state.since), 3) if state.since > 0 else None,
+        "restarts": state.spec.max_restarts - machine.restarts_left(name, now),
+        "max_restarts": state.spec.max_restarts,
+        "within_s": state.spec.within,
     }
 
 
@@ -153,10 +178,11 @@ def _node(runtime: Runtime, node: Node, number: int, now: float) -> dict[str, An
     elif number in node.retired:
         problem = "no longer in this node's configuration"
     agrees = len(word.powers) == len(groups)
+    seen = shown(word.state, word.reason, word.fitness, node.best())
     return row | {
         "heard": heard,
-        "state": word.state.name if heard else "STOP",
-        "reason": word.reason if heard else _silence(word),
+        "state": seen[0].name if heard else "STOP",
+        "reason": seen[1] if heard else _silence(word),
         "inside": word.inside,
         "incarnation": word.incarnation,
         "last_heard_ms": _ms(now, peer.last_heard),

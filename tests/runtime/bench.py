@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -12,11 +12,12 @@ from nlbfarm.backends.memory import MemoryBackend
 from nlbfarm.core.buckets import BucketStates
 from nlbfarm.core.policy import FilterPolicy, Group, Mode, Protocol, Rule, Vip
 from nlbfarm.core.settings import Settings
+from nlbfarm.core.supervision import Action, RuleSpec
 from nlbfarm.core.wire import VERSION, Codec, Keyring
 from nlbfarm.errors import HostError
 from nlbfarm.heartbeat.memory import MemoryHeartbeat, SimulatedNetwork
-from nlbfarm.interfaces import Checker, CheckResult, VipSpec
-from nlbfarm.parts import Check, Parts
+from nlbfarm.interfaces import Checker, CheckResult, Service, VipSpec
+from nlbfarm.parts import Check, Parts, Supervised
 from nlbfarm.runtime import Runtime, Verb
 from nlbfarm.vip.memory import MemoryHost, MemoryVIPManager
 
@@ -67,6 +68,48 @@ class Page(Checker):
         self.closed = True
 
 
+class App(Service):
+    """An application in memory: it runs or not, cannot be started, or takes its time."""
+
+    def __init__(self, page: Page | None = None) -> None:
+        self.runs = False
+        self.refuses = ""
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.log: list[str] = []
+        self.closed = False
+        self.page = page
+        self._end = asyncio.Event()
+        self._why = ""
+
+    async def start(self, reason: str) -> None:
+        self.log.append("start")
+        await self.hold.wait()
+        if self.refuses:
+            raise HostError(self.refuses)
+        self.runs = True
+        self._end.clear()
+
+    async def stop(self, reason: str) -> None:
+        self.log.append("stop")
+        await self.hold.wait()
+        self.runs = False
+
+    async def running(self) -> CheckResult:
+        return CheckResult(self.runs, "runs" if self.runs else self._why or "does not run")
+
+    async def ended(self) -> str:
+        await self._end.wait()
+        return self._why
+
+    def crash(self, why: str = "killed by signal 9") -> None:
+        self.runs, self._why = False, why
+        self._end.set()
+
+    async def close(self) -> None:
+        self.closed = True
+
+
 @dataclass
 class Bench:
     """One node of a pair, and what it stands on."""
@@ -106,9 +149,15 @@ def make(
     *,
     heartbeat: MemoryHeartbeat | None = None,
     newest: int = VERSION,
+    services: Sequence[Supervised] = (),
+    rules: Sequence[RuleSpec] = (),
+    checks: Sequence[Check] = (),
+    last_stays: bool = True,
+    action: Action = Action.WAIT,
 ) -> Bench:
     host = host or MemoryHost()
     backend, page = Backend(), Page()
+    service = services[0].spec.name if services else None
     parts = Parts(
         settings=Settings(
             number,
@@ -128,7 +177,14 @@ def make(
         incarnation_file=directory / f"incarnation-{number}",
         admin_file=directory / f"admin-{number}",
         starts_file=directory / f"starts-{number}",
-        checks=(Check("page", "http", page, interval=0.02, timeout=0.05, rise=1, fall=2),),
+        restarts_file=directory / f"restarts-{number}",
+        checks=(
+            Check("page", "http", page, 0.02, 0.05, rise=1, fall=2, action=action, service=service),
+            *checks,
+        ),
+        services=services,
+        failover_rules=rules,
+        last_stays=last_stays,
     )
     return Bench(Runtime(parts), backend, host, page, network)
 

@@ -93,7 +93,7 @@ async def test_a_checker_that_raises_or_hangs_is_a_failed_check(pair: tuple[Benc
     await until(lambda: one.state == "WAIT")
     assert "a bug of the plug-in" in one.reason
     one.page.hangs = True
-    await until(lambda: "no answer within 0.05 s" in one.runtime.checking.states["page"].detail)
+    await until(lambda: "no answer within 0.05 s" in one.runtime.supervising.checking.states["page"].detail)
     one.page.does, one.page.hangs = (lambda: CheckResult(True, "HTTP 200")), False
     await until(lambda: one.state == "UP")
 
@@ -165,6 +165,8 @@ async def test_status_says_who_is_where(pair: tuple[Bench, Bench]) -> None:
     assert told["checkers"][0] | {"since_s": 0} == {
         "name": "page",
         "type": "http",
+        "service": None,
+        "on_failure": "wait",
         "ok": True,
         "detail": "HTTP 200",
         "since_s": 0,

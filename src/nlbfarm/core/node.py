@@ -145,6 +145,12 @@ class Node:
         """How fit this node is, as long as it can serve."""
         return self.condition.fitness
 
+    def best(self) -> Fitness:
+        """Return the fitness of the fittest node of this view that can serve, this one included."""
+        other = self.best_other()
+        found = [other] if other is not None else []
+        return min([*found, self.fitness] if self.able else found, default=Fitness.SOUND)
+
     @property
     def able(self) -> bool:
         """Whether this node can serve at all, however fit it is."""

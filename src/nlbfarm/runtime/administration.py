@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from nlbfarm.admin import AdminFile, AdminState
-from nlbfarm.core.events import AdminChanged, Event, PowersChanged, ResourceChanged
+from nlbfarm.core.events import AdminChanged, Event, FailbackRequested, PowersChanged, ResourceChanged
+from nlbfarm.core.policy import Mode
 from nlbfarm.core.settings import Admin, Settings
+from nlbfarm.core.supervision import Action
 from nlbfarm.damping import Starts
 from nlbfarm.errors import HostError, NlbfarmError, UsageError
 from nlbfarm.interfaces import Clock
@@ -20,6 +22,7 @@ from nlbfarm.runtime.vips import VipKeeper
 
 if TYPE_CHECKING:
     from nlbfarm.core.node import Node
+    from nlbfarm.runtime.supervising import Supervising
 
 __all__ = ["Administration", "Verb"]
 
@@ -27,6 +30,15 @@ DAMPING = "restarts"
 """Name of the resource that is missing while a node that fails again and again waits."""
 
 _WANTED = {"start": Admin.RUN, "drain": Admin.DRAIN, "stop": Admin.STOP, "restart": Admin.RUN}
+
+_TAKES = {
+    "power": ("power", "group"),
+    "failback": ("group",),
+    "restart": ("now", "process"),
+    "start": (),
+    "pause": (),
+}
+"""What each command takes; the others: whether to wait for connections."""
 
 _LOOK_S = 0.2
 _LARGEST_POWER = 65535
@@ -37,14 +49,14 @@ class Verb:
     """One command of an administrator for one node.
 
     Args:
-        name: ``start``, ``stop``, ``drain``, ``restart`` or ``power``.
+        name: ``start``, ``stop``, ``drain``, ``restart``, ``pause``, ``power`` or ``failback``.
         now: Without waiting for established connections (``stop``, ``drain``, ``restart``).
         process: Replace the node's process by a new one (``restart``).
         power: The new power, 0..65535; ``None``: that of the configuration (``power``).
-        group: For which group; ``None``: for all (``power``).
+        group: For which group; ``None``: for all (``power``, ``failback``).
     """
 
-    NAMES = ("start", "stop", "drain", "restart", "power")
+    NAMES = ("start", "stop", "drain", "restart", "pause", "power", "failback")
 
     name: str
     now: bool = False
@@ -61,7 +73,7 @@ class Verb:
         """
         if name not in cls.NAMES:
             raise UsageError(f'this node does not know the command "{name[:40]}"; is it of another version?')
-        known = {"power": ("power", "group"), "restart": ("now", "process"), "start": ()}.get(name, ("now",))
+        known = _TAKES.get(name, ("now",))
         unknown = sorted(args.keys() - set(known))
         if unknown:
             raise UsageError(f'{name} takes {", ".join(known) or "nothing"}, but not "{unknown[0][:40]}"')
@@ -97,6 +109,8 @@ class Verb:
         args: dict[str, Any] = {key: True for key in ("now", "process") if getattr(self, key)}
         if self.name == "power":
             args |= {"power": self.power, "group": self.group}
+        elif self.name == "failback" and self.group is not None:
+            args |= {"group": self.group}
         return json.dumps(args, separators=(",", ":"))
 
 
@@ -108,6 +122,8 @@ class Administration:
         file: Where what is wanted is kept.
         starts: Counts failures.
         vips: They go while the node is stopped.
+        services: Told of starts, stops and maintenance.
+        node: Returns the state machine.
         clock: For the wait of a node that fails again and again.
         handle: Where events go.
         spawn: Starts a task of the node.
@@ -119,6 +135,8 @@ class Administration:
         file: AdminFile,
         starts: Starts,
         vips: VipKeeper,
+        services: Supervising,
+        node: Callable[[], Node],
         clock: Clock,
         handle: Callable[[Event], None],
         spawn: Callable[[Coroutine[None, None, None]], object],
@@ -127,6 +145,8 @@ class Administration:
         self._file = file
         self._starts = starts
         self._vips = vips
+        self._services = services
+        self._node = node
         self._clock = clock
         self._handle = handle
         self._spawn = spawn
@@ -158,8 +178,10 @@ class Administration:
         self.state = self._file.read()
         wait = self._starts.begin(self._clock.wall())
         self._waits_until = self._clock.monotonic() + wait if wait else float("-inf")
-        if self.state.admin is Admin.STOP:
+        stopped = self.state.admin is Admin.STOP
+        if stopped:
             self._vips.halt()
+        self._services.open(paused=self.state.paused, run=not stopped)
         return self.state.admin
 
     @property
@@ -186,6 +208,10 @@ class Administration:
     def warnings(self) -> list[str]:
         """What an administrator should know, a sentence each."""
         found = [self._file.problem] if self._file.problem else []
+        if self.state.paused:
+            found.append(
+                "maintenance: checkers are looked at, and nothing is done about them (start ends that)"
+            )
         if self.removed:
             found.append("this node is no longer in the configuration: it was drained and stopped")
         return found
@@ -241,19 +267,29 @@ class Administration:
     async def _carry_out(self, verb: Verb) -> str:
         if verb.name == "power":
             return await self._power(verb)
+        if verb.name == "failback":
+            return self._failback(verb)
         if self.removed and verb.name in ("start", "restart"):
             raise UsageError("this node is no longer in the configuration: add it again and reload it")
         if verb.process:
             return self._replace_process()
+        if verb.name == "pause":
+            await self._save(replace(self.state, paused=True))
+            self._services.pause(True)
+            return "maintenance: checkers look, and nothing is done about them until the node is started"
         # Of a restart "run" is remembered all the while: a node that is interrupted in it comes back.
-        await self._want(_WANTED[verb.name])
+        resumed = verb.name == "start" and self.state.paused
+        paused = self.state.paused and not resumed
+        await self._save(replace(self.state, admin=_WANTED[verb.name], reason="", paused=paused))
+        if resumed:
+            self._services.pause(False)
         if verb.name in ("start", "restart"):
             await self._forgive()
         self._commands += 1
         match verb.name:
             case "start":
                 self._run()
-                return "started"
+                return "started; the maintenance is over" if resumed else "started"
             case "drain":
                 self._resume(Admin.DRAIN, verb.now)
                 return "gives its clients away and stays drained until it is started"
@@ -280,7 +316,7 @@ class Administration:
         Raises:
             NlbfarmError: Another command came in between.
         """
-        if verb.name in ("start", "power") or verb.process:
+        if verb.name in ("start", "pause", "power", "failback") or verb.process:
             return "done"
         mine, said, cut = self._commands, "", self.cut
         while True:
@@ -297,6 +333,22 @@ class Administration:
                 progress(told)
                 said = told
             await asyncio.sleep(_LOOK_S)
+
+    async def take_out(self, action: Action, reason: str) -> None:
+        """Drain or stop this node for a reason of its own; it stays so until it is started."""
+        async with self._carrying_out:
+            if self.state.admin is not Admin.RUN or self.removed:
+                return
+            admin = Admin.DRAIN if action is Action.DRAIN else Admin.STOP
+            wanted = replace(self.state, admin=admin, reason=reason)
+            try:
+                await self._save(wanted)
+            except HostError as error:  # it leaves all the same; the next process may try again
+                self.state = wanted
+                self._log.warning("admin.not_saved", error=str(error))
+            self._commands += 1
+            self._restarting = False
+            self._handle(AdminChanged(admin, reason=reason))
 
     def halted(self) -> None:
         """Take note that the node has left: the VIPs go, and a node that restarts begins anew."""
@@ -323,15 +375,13 @@ class Administration:
 
     # -- how -------------------------------------------------------------------------------
 
-    async def _want(self, admin: Admin) -> None:
-        await self._save(replace(self.state, admin=admin))
-
     async def _save(self, state: AdminState) -> None:
         # In a thread: a disk that takes its time must not hold up the heartbeats.
         await asyncio.to_thread(self._file.save, state)
         self.state = state
 
     async def _forgive(self) -> None:
+        self._services.forgive()
         self._waits_until = float("-inf")
         await asyncio.to_thread(self._starts.forgive, self._clock.wall())
 
@@ -340,17 +390,36 @@ class Administration:
 
     def _resume(self, admin: Admin, at_once: bool) -> None:
         """Be in the farm again, or still; first the core learns that the VIPs are not there yet."""
-        self._restarting = self._halted = False
+        was_halted, self._restarting, self._halted = self._halted, False, False
         self._vips.resume()
         self._handle(AdminChanged(admin, at_once))
+        if was_halted:
+            self._services.run("the node is started")
 
     async def _lowered(self) -> None:
         try:
             await self._vips.lower()
         except HostError as error:
             self._log.warning("vip.not_removed", error=str(error))
+        self._services.halt("the node is stopped")
         if self._restarting:
             self._run()
+
+    def _failback(self, verb: Verb) -> str:
+        node, settings = self._node(), self._settings
+        modes = zip(settings.groups, settings.modes, strict=True)
+        failover = [group for group, mode in modes if mode is Mode.FAILOVER]
+        if verb.group is not None and verb.group not in failover:
+            there = ", ".join(failover) or "none"
+            raise UsageError(f'there is no failover group "{verb.group}" (there: {there})')
+        groups = failover if verb.group is None else [verb.group]
+        if not groups:
+            raise UsageError('this farm has no group with mode = "failover"')
+        if node.leader(self._clock.monotonic()) != settings.node:
+            raise NlbfarmError("this node does not lead the farm (any more): give the command again")
+        self._log.info("failback.requested", groups=groups)
+        self._handle(FailbackRequested(tuple(groups)))
+        return f"who has the highest power gets {', '.join(groups)}"
 
     async def _power(self, verb: Verb) -> str:
         settings = self._settings

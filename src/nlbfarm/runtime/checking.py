@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 
 import structlog
 
-from nlbfarm.core.events import Event, ResourceChanged
 from nlbfarm.core.health import Health
 from nlbfarm.errors import NlbfarmError
 from nlbfarm.interfaces import CheckResult
@@ -19,60 +18,65 @@ __all__ = ["CheckState", "Checking"]
 CHECK_SLACK_S = 0.5
 """A checker that keeps its own time has this much longer to say what it waited for."""
 
+QUICK_S = 0.5
+"""What was just started is looked at this often, or at its interval if that is shorter, until it is well."""
+
+NOT_YET = "not looked at yet"
+
 
 @dataclass(slots=True)
 class CheckState:
     """What is known of a checked resource."""
 
     ok: bool | None = None
-    detail: str = "not looked at yet"
+    detail: str = NOT_YET
     since: float = 0.0
 
 
 class Checking:
-    """Looks, judges, and tells.
+    """Looks, and tells what it has seen; what follows from that is decided elsewhere.
 
     Args:
         checks: What to look at.
-        handle: Where events go.
+        tell: Called with a checker's name, whether it is well, and why, when that has changed.
         spawn: Starts a task of the node.
     """
 
     def __init__(
         self,
         checks: Sequence[Check],
-        handle: Callable[[Event], None],
+        tell: Callable[[str, bool, str], None],
         spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
     ) -> None:
         self.checks = tuple(checks)
         self.states: dict[str, CheckState] = {check.name: CheckState() for check in checks}
-        self._handle = handle
+        self._tell = tell
         self._spawn = spawn
         self._log = structlog.get_logger("nlbfarm.node")
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    @property
-    def resources(self) -> tuple[str, ...]:
-        """Names of the resources that the core waits for."""
-        return tuple(_resource(check) for check in self.checks)
-
-    def open(self) -> None:
-        """Begin to look."""
+    def look(self, names: Collection[str], *, wanted: bool) -> None:
+        """Forget what these said; look at them anew, often until they are well, or no longer (``wanted``)."""
         for check in self.checks:
-            self._tasks[check.name] = self._spawn(self._watch(check))
+            if check.name not in names:
+                continue
+            self._leave(check.name)
+            self.states[check.name] = CheckState(since=asyncio.get_running_loop().time())
+            if wanted:
+                self._tasks[check.name] = self._spawn(self._watch(check))
 
     async def replace(self, checks: Sequence[Check]) -> None:
         """Look at these from now on: those that are the same object go on, the others are closed or begun."""
         kept = {check.name for check in checks if any(check is one for one in self.checks)}
         before, self.checks = self.checks, tuple(checks)
-        names = {check.name for check in checks}
         for check in before:
-            if check.name in kept:
-                continue
-            await self._end(check)
-            if check.name not in names:
-                del self.states[check.name]
-                self._handle(ResourceChanged(_resource(check), True))
+            if check.name not in kept:
+                looked_at = check.name in self._tasks
+                await self._end(check)
+                if not looked_at and any(check.name == one.name for one in checks):
+                    kept.add(check.name)  # its service does not run: nobody looks at it now
+        for name in self.states.keys() - {check.name for check in checks}:
+            del self.states[name]
         for check in checks:
             if check.name not in kept:
                 # One that only looks otherwise from now on counts as it did until it has looked.
@@ -91,28 +95,37 @@ class Checking:
             raise errors[0]
 
     async def _end(self, check: Check) -> None:
-        task = self._tasks.pop(check.name, None)
+        task = self._leave(check.name)
         if task is not None:
-            task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         await check.checker.close()
+
+    def _leave(self, name: str) -> asyncio.Task[None] | None:
+        task = self._tasks.pop(name, None)
+        if task is not None:
+            task.cancel()
+        return task
 
     async def _watch(self, check: Check) -> None:
         """Look at one resource for ever."""
         loop = asyncio.get_running_loop()
         health = Health(check.rise, check.fall)
         state = self.states[check.name]
+        was_well = False
+        await asyncio.sleep(check.initial_delay)
         while True:
             begun = loop.time()
             result = await self._look(check)
             state.detail = result.detail
             changed = health.observe(result.ok)
             if changed is not None:
+                was_well |= changed
                 state.ok, state.since = changed, loop.time()
                 log = self._log.info if changed else self._log.warning
                 log("checker.changed", checker=check.name, ok=changed, detail=result.detail)
-                self._handle(ResourceChanged(_resource(check), changed, f"{check.name}: {result.detail}"))
-            await asyncio.sleep(max(0.0, check.interval - (loop.time() - begun)))
+                self._tell(check.name, changed, result.detail)
+            interval = check.interval if was_well else min(check.interval, QUICK_S)
+            await asyncio.sleep(max(0.0, interval - (loop.time() - begun)))
 
     async def _look(self, check: Check) -> CheckResult:
         try:
@@ -125,7 +138,3 @@ class Checking:
         except Exception as error:  # noqa: BLE001 - a plug-in's fault is a failed check, not our end
             self._log.exception("checker.failed", checker=check.name)
             return CheckResult(False, f"the checker itself failed: {error!r}")
-
-
-def _resource(check: Check) -> str:
-    return f"checker {check.name}"

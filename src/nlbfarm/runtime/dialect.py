@@ -1,7 +1,8 @@
 """What earlier wire versions say otherwise, so that a farm is upgraded node by node.
 
-What is new in a version is left out in earlier ones (``nlbfarm.core.versions.spoken``). A node of version 1 compares a digest of the configuration that covers ``[[nodes]]``, too. It is told that
-one, and what it says is understood as the present one; the core sees no difference.
+What is new in a version is left out in earlier ones (``nlbfarm.core.versions.spoken``). A node of version 1
+compares a digest of the configuration that covers ``[[nodes]]``, too. It is told that one, and what it says
+is understood as the present one; the core sees no difference.
 """
 
 from __future__ import annotations

@@ -48,11 +48,12 @@ from nlbfarm.incarnation import next_incarnation, save_incarnation
 from nlbfarm.interfaces import Received
 from nlbfarm.parts import Parts
 from nlbfarm.rejections import Rejections
+from nlbfarm.restarts import Restarts
 from nlbfarm.runtime.administration import Administration
-from nlbfarm.runtime.checking import Checking
 from nlbfarm.runtime.dialect import Dialect
 from nlbfarm.runtime.filtering import FilterKeeper
 from nlbfarm.runtime.remote import Remote
+from nlbfarm.runtime.supervising import Supervising
 from nlbfarm.runtime.vips import VIPS, VipKeeper
 
 __all__ = ["Runtime"]
@@ -79,21 +80,39 @@ class Runtime:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._service_tasks: set[asyncio.Task[None]] = set()
+        """Those that start, stop and watch services: they go on while the node ends."""
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._closed = False
         self._in_order = False
         """Whether this life ends because somebody wanted it to."""
+        self._returning = False
+        """Whether another process takes over: services go on without this one."""
         self._peers: dict[int, Sequence[IPAddress]] = dict(parts.peers)
         """Whom heartbeats go to: the configured peers, and those retired that still serve."""
         self._names = dict(parts.settings.nodes)
-        self.vips = VipKeeper(parts.vips, self.handle)
+        self.supervising = Supervising(
+            parts.services,
+            parts.checks,
+            parts.failover_rules,
+            last_stays=parts.last_stays,
+            salt=parts.settings.nodes[parts.settings.node],
+            restarts=Restarts(parts.restarts_file),
+            node=lambda: self.node,
+            handle=self.handle,
+            take_out=lambda action, reason: self.administration.take_out(action, reason),  # noqa: PLW0108 - made below
+            spawn=self._spawn_service,
+            clock=parts.clock,
+        )
+        self.vips = VipKeeper(parts.vips, self.handle, self.supervising.vips_changed)
         self.filter = FilterKeeper(parts.backend, self.vips, self.handle, self._spawn)
-        self.checking = Checking(parts.checks, self.handle, self._spawn)
         self.administration = Administration(
             parts.settings,
             AdminFile(parts.admin_file),
             Starts(parts.starts_file),
             self.vips,
+            self.supervising,
+            self.running,
             parts.clock,
             self.handle,
             self._spawn,
@@ -145,8 +164,9 @@ class Runtime:
             self._announced(parts.settings),
             incarnation,
             clock.monotonic(),
-            [VIPS, *administration.resources, *self.checking.resources],
+            [VIPS, *administration.resources, *self.supervising.resources],
             admin=admin,
+            admin_reason=administration.state.reason,
             flows=flows,
         )
         self._log.info("node.started", node=parts.settings.node, incarnation=incarnation, admin=admin.value)
@@ -156,7 +176,6 @@ class Runtime:
         self._arm()
         self._spawn(self.vips.keep())
         self._spawn(administration.damp())
-        self.checking.open()
 
     def stop(self, *, at_once: bool = False, returning: bool = False) -> None:
         """Ask the node to leave in good order; ``wait`` returns when it has.
@@ -166,6 +185,7 @@ class Runtime:
             returning: A new process takes over here soon: the peers leave its connections alone meanwhile.
         """
         self._in_order = self.administration.ending = True
+        self._returning |= returning
         if self.node is None:
             self._finish()
         else:
@@ -180,7 +200,11 @@ class Runtime:
         await self._done
 
     async def close(self) -> None:
-        """Put the host back: VIPs, then filter. Tries everything before it raises the first error."""
+        """Put the host back: VIPs, services, filter. Tries everything before it raises the first error.
+
+        Services go on if another process takes over, or if this one ends because of an error: the next one
+        finds them running. Those that are children of this process end with it then, or wait for the next.
+        """
         if self._closed:
             return
         self._closed = self.filter.closed = True
@@ -198,12 +222,17 @@ class Runtime:
                 return False
             return True
 
-        await attempt(self.checking.close)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await attempt(self.parts.heartbeat.close)
-        if await attempt(self.parts.vips.close):
+        lowered = await attempt(self.parts.vips.close)
+        stop = self._in_order and not self._returning
+        await attempt(lambda: self.supervising.close(stop=stop))
+        for task in self._service_tasks:
+            task.cancel()
+        await asyncio.gather(*self._service_tasks, return_exceptions=True)
+        if lowered:
             await attempt(self.parts.backend.close)
         else:
             # With a VIP still on the host, the filter has to stay, closed: "cleanup" finishes this.
@@ -223,21 +252,29 @@ class Runtime:
             self._done.set_exception(error)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        return self._spawn_in(self._tasks, work)
+
+    def _spawn_service(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        return self._spawn_in(self._service_tasks, work)
+
+    def _spawn_in(
+        self, tasks: set[asyncio.Task[None]], work: Coroutine[None, None, None]
+    ) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Take note that a task is over; an error that nobody expected ends the node, not half of it."""
-        self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self._finish(task.exception())
 
     # -- another configuration -------------------------------------------------------------
 
     async def reconfigure(self, parts: Parts) -> None:
-        """Go by other ``settings`` (what ``SettingsChanged`` allows), ``codec``, ``peers`` and ``checks``.
+        """Go by other ``settings`` (``SettingsChanged``), ``codec``, ``peers``, ``checks`` and rules.
 
         All other parts must be those that the runtime has. Nodes that are no longer named are still counted
         with as long as they serve.
@@ -252,7 +289,7 @@ class Runtime:
         self.handle(SettingsChanged(settings))
         if node.powers != settings.powers:
             self.handle(PowersChanged(settings.powers))
-        await self.checking.replace(parts.checks)
+        await self.supervising.reconfigure(parts.checks, parts.failover_rules)
 
     def _announced(self, settings: Settings) -> Settings:
         """Return ``settings`` with the powers that the administrator has set."""
@@ -277,6 +314,7 @@ class Runtime:
             self._finish(error)
             return
         self._arm()
+        self.supervising.turned()
 
     def _arm(self) -> None:
         assert self.node is not None

@@ -31,11 +31,15 @@ class VipKeeper:
     Args:
         manager: What does it.
         handle: Where events go.
+        changed: Told when they are there, and when they are no longer wanted.
     """
 
-    def __init__(self, manager: VIPManager, handle: Callable[[Event], None]) -> None:
+    def __init__(
+        self, manager: VIPManager, handle: Callable[[Event], None], changed: Callable[[bool], None]
+    ) -> None:
         self._manager = manager
         self._handle = handle
+        self._changed = changed
         self._log = structlog.get_logger("nlbfarm.node")
         self._changing = asyncio.Lock()
         """Held while the VIPs are brought up or taken away."""
@@ -61,6 +65,7 @@ class VipKeeper:
     def halt(self) -> None:
         """Want the VIPs no longer; ``lower`` takes them away."""
         self.wanted = self._taken = False
+        self._changed(False)
 
     def resume(self) -> None:
         """Want the VIPs again. The node does not count with them until they are there."""
@@ -142,6 +147,8 @@ class VipKeeper:
     def _tell(self, ok: bool, reason: str = "") -> None:
         self._told = ok
         self._handle(ResourceChanged(VIPS, ok, reason))
+        if ok:
+            self._changed(True)
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -52,6 +52,10 @@ class Concern:
         """Begin anew: what was before the application was started says nothing."""
         self.ok, self.detail, self._was_ok = None, "", False
 
+    def trust(self) -> None:
+        """Take it for well until it says otherwise: the node has been serving without it."""
+        self._was_ok = True
+
     def confirmed(self, now: float) -> bool:
         """Whether it is bad for so long that it counts."""
         return self.ok is False and now >= self._bad_since + self._confirm

@@ -77,9 +77,24 @@ class Supervision:
         *,
         paused: bool = False,
     ) -> None:
-        self.settings = settings
         self.paused = paused
         self.services = {spec.name: ServiceState(spec) for spec in settings.services}
+        self._all = tuple(self.services.values())
+        self._use(settings)
+        self._budget = Budget(settings.services, restarts or {}, settings.salt)
+        self._needed_by = {
+            name: [spec.name for spec in settings.services if name in spec.after] for name in self.services
+        }
+        self._wanted = False
+        self._placed = Placed(serving=False, others=False)
+        self._taken_out = False
+        self._asked: TakeOut | None = None
+        """What something asks for, as of the last event."""
+        self._out: list[Command] = []
+
+    def _use(self, settings: SupervisionSettings) -> None:
+        """Take checkers and rules from ``settings``, all of them new."""
+        self.settings = settings
         stays = settings.last_stays
         self.checks = {
             spec.name: Concern(f"checker {spec.name}", spec.action, spec.confirm, last_stays=stays)
@@ -89,12 +104,7 @@ class Supervision:
             spec.name: Concern(f"rule {spec.name}", spec.action, spec.confirm, last_stays=stays)
             for spec in settings.rules
         }
-        self._all = tuple(self.services.values())
-        self._concerns = (*self.checks.values(), *self.rules.values())
-        self._budget = Budget(settings.services, restarts or {}, settings.salt)
-        self._needed_by = {
-            name: [spec.name for spec in settings.services if name in spec.after] for name in self.services
-        }
+        self._concerns: tuple[Concern, ...] = (*self.checks.values(), *self.rules.values())
         self._attached = {
             name: tuple(
                 spec.name for spec in settings.checks if spec.service == name and spec.action in RESTARTS
@@ -103,10 +113,6 @@ class Supervision:
         }
         """By service the checkers that say whether it is up; the others are the node's own business."""
         self._looks = {name: self._looked_at(name) for name in self.services}
-        self._wanted = False
-        self._placed = Placed(serving=False, others=False)
-        self._taken_out = False
-        self._out: list[Command] = []
 
     def _looked_at(self, service: str) -> tuple[str, ...]:
         """Return the checkers whose results are worth nothing once the service is restarted."""
@@ -144,6 +150,11 @@ class Supervision:
         """Whether every service is stopped, as ``Halt`` wants it."""
         return not self._wanted and all(one.phase is Phase.STOPPED for one in self._all)
 
+    @property
+    def wants_out(self) -> bool:
+        """Whether something asks for the node to be taken out that another node would have to allow."""
+        return self._wanted and not self._taken_out and self._asked is not None
+
     def timer(self) -> float:
         """Return when ``TimerFired`` is wanted next; infinity if never."""
         if self.paused:
@@ -163,6 +174,9 @@ class Supervision:
                 self._run(event.reason, now)
             case Halt():
                 self._wanted = False
+                self._out.append(Look(tuple(self.checks), wanted=False))
+                for concern in self._concerns:
+                    concern.begin()
                 for service in self._all:
                     self._occur(service, Occurrence.UNWANTED, event.reason, now)
             case Checked():
@@ -178,6 +192,34 @@ class Supervision:
             case _:
                 if event.service in self.services:
                     self._served(self.services[event.service], event, now)
+        self._step(now)
+        return self._out
+
+    def configure(self, settings: SupervisionSettings, now: float) -> list[Command]:
+        """Go by other checkers and rules from now on; return the commands to carry out, in order.
+
+        What is new counts as well until it has looked: the node serves already.
+
+        Raises:
+            ValueError: More has changed than checkers and rules; nothing was done.
+        """
+        if (settings.services, settings.last_stays) != (self.settings.services, self.settings.last_stays):
+            raise ValueError("more has changed than checkers and failover rules")
+        before = {concern.resource: concern for concern in self._concerns}
+        known = {*self.settings.checks, *self.settings.rules}
+        self._out = []
+        self._use(settings)
+        for specs, concerns in ((settings.checks, self.checks), (settings.rules, self.rules)):
+            for spec in specs:
+                concern = concerns[spec.name]
+                if spec in known:
+                    concerns[spec.name] = before[concern.resource]
+                else:
+                    concern.trust()
+        self._concerns = (*self.checks.values(), *self.rules.values())
+        kept = {concern.resource for concern in self._concerns if concern.matters}
+        gone = [name for name, concern in before.items() if concern.matters and name not in kept]
+        self._out.extend(SetResource(name, True) for name in gone)
         self._step(now)
         return self._out
 
@@ -468,8 +510,6 @@ class Supervision:
 
     def _take_out(self, now: float) -> None:
         """Take the node out when something asks for it and another node has its clients."""
-        if self._taken_out or not self._wanted:
-            return
         action, reason = Action.NONE, ""
         for concern in self._concerns:
             if concern.action in LEAVES and concern.confirmed(now):
@@ -479,13 +519,14 @@ class Supervision:
                 drains = service.ended and service.spec.on_exit is Action.DRAIN
                 action = Action.DRAIN if drains else Action.STOP
                 reason = f"{service.spec.name}: {service.reason}"
-        if action is Action.NONE:
+        self._asked = TakeOut(action, reason) if action is not Action.NONE else None
+        if self._asked is None or not self.wants_out:
             return
         if self.settings.last_stays and (self._placed.serving or not self._placed.others):
             return
         self._taken_out = True
         self._out.append(Tell("node.taken_out", {"action": action.value, "reason": reason}, warning=True))
-        self._out.append(TakeOut(action, reason))
+        self._out.append(self._asked)
 
 
 def _span(seconds: float) -> str:
