@@ -16,6 +16,7 @@ from nlbfarm.backends.nftables import NftablesBackend
 from nlbfarm.core.buckets import BucketStates
 from nlbfarm.testing.conformance import bench, check_filter_backend
 from nlbfarm.testing.conformance.__main__ import main
+from nlbfarm.testing.conformance.engine import APART
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "conformance.md"
 
@@ -88,16 +89,6 @@ async def test_a_closed_filter_is_found_out(monkeypatch: pytest.MonkeyPatch) -> 
         await check_filter_backend(Closed, packets=100)
 
 
-ENGINE = {
-    "cut off in an extension header": "the engine does not see such packets; the stack drops them later",
-    "ports behind the first fragment": "the engine does not see later fragments whose next header is an "
-    "extension header; their first fragment is dropped, so they come to nothing",
-    "cut off in the TCP, UDP or ICMP header": "of an ICMPv6 message without a byte the engine reads the type "
-    "from the frame's padding, and may take it for neighbour discovery",
-}
-"""What the engine for Linux (eBPF), which only tests use, keeps from the filter."""
-
-
 async def test_windivert_decides_as_the_oracle_does() -> None:
     """The class that runs on Windows, on pydivert's engine for Linux. It puts checksums of ICMP right."""
     pytest.importorskip("pydivert", reason="pydivert is not installed (pip install nlbfarm[windivert])")
@@ -106,9 +97,7 @@ async def test_windivert_decides_as_the_oracle_does() -> None:
     usability = await WinDivertBackend.probe()
     if not usability.usable:
         pytest.skip(f"windivert: {usability.detail}")
-    report = await check_filter_backend(
-        WinDivertBackend, packets=20_000, repairs_checksums=True, apart=ENGINE
-    )
+    report = await check_filter_backend(WinDivertBackend, packets=20_000, repairs_checksums=True, apart=APART)
     print(f"\n{report}")
     assert report.differences == []
     assert report.compared >= 17_000

@@ -356,9 +356,15 @@ class Judge:
             state = _NO_LEASE
         elif state and packet.protocol == _TCP:
             key = _key(packet)
-            state = self._tcp(key, self._tcp_flows.get(key), place, state, packet.flags, now)
+            flow = self._tcp_flows.get(key)
+            # Noted as seldom as by ``judge``: a full table forgets the flow that was noted longest ago.
+            if flow is None or packet.flags & _ENDS or now >= flow.again:
+                state = self._tcp(key, flow, place, state, packet.flags, now)
         elif state and packet.protocol == _UDP:
-            self._flows.packet_udp(_key(packet), place, now)
+            key = _key(packet)
+            flow = self._udp_flows.get(key)
+            if flow is None or now >= flow.again:
+                self._flows.packet_udp(key, place, now)
         return 0 < state < _BLOCKED, _GROUP_REASONS[state], place
 
     def _leased(self, reason: Reason, now: float) -> tuple[bool, Reason, int]:

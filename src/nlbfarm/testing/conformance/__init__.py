@@ -8,6 +8,7 @@ verdict. A vendor runs it on a backend of its own; ``docs/conformance.md`` says 
 - ``corpus``         the mixture of all packets, in phases: ``singles`` (with ``oddities``, from ``parts``),
                      ``fragmenting``, ``conversations``
 - ``scene``          the farm that the packets are for; ``packet`` what a corpus is made of; ``wire`` bytes
+- ``engine``         what pydivert's engine for Linux keeps from a filter
 - ``bench``          a node and its wires in ``namespaces``; ``observer`` and ``sightings``: what got through
 
     python -m nlbfarm.testing.conformance nftables --packets 20000

@@ -12,6 +12,7 @@ from nlbfarm.backends.memory import MemoryBackend
 from nlbfarm.errors import NlbfarmError
 from nlbfarm.interfaces import FilterBackend
 from nlbfarm.testing.conformance.check import PacketProbe, check_filter_backend
+from nlbfarm.testing.conformance.engine import APART
 from nlbfarm.testing.conformance.packet import Packet
 
 
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def _check(given: argparse.Namespace) -> object:
     backend, _ = await choose(given.backend)
     probe: type[PacketProbe] | None = _Facts if isinstance(backend, MemoryBackend) else None
+    engine = backend.name == "windivert" and sys.platform == "linux"
     return await check_filter_backend(
         lambda: backend,
         packets=given.packets,
@@ -58,6 +60,8 @@ async def _check(given: argparse.Namespace) -> object:
         families=(given.family,) if given.family else (4, 6),
         probe=probe,
         only=given.only,
+        repairs_checksums=engine,
+        apart=APART if engine else {},
     )
 
 
