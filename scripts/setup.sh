@@ -45,6 +45,7 @@ missing_packages() {
   command -v nginx >/dev/null || echo nginx-light
   command -v iptables >/dev/null || echo iptables
   command -v trafgen >/dev/null || echo netsniff-ng
+  command -v dbus-daemon >/dev/null || echo dbus-daemon
   # To build NetfilterQueue.
   command -v gcc >/dev/null || echo gcc libc6-dev
   [ -e /usr/include/libnetfilter_queue/libnetfilter_queue.h ] || echo libnetfilter-queue-dev

@@ -52,7 +52,7 @@ def test_a_vendors(site: Path) -> None:
         "        return CheckResult(True, 'fine')\n",
     )
     found = available(Kind.CHECKER)
-    assert set(found) == {"acme", "http", "tcp"}
+    assert set(found) == {"acme", *BUILT_IN[Kind.CHECKER]}
     assert found["acme"].origin == "acme-farm"
     assert load(Kind.CHECKER, "acme", Checker).__name__ == "AcmeChecker"  # type: ignore[type-abstract]
 

@@ -13,17 +13,17 @@ In the configuration of the farm::
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 
+from nlbfarm.checkers.threads import BlockingChecker
 from nlbfarm.errors import UsageError
-from nlbfarm.interfaces import Checker, CheckResult
+from nlbfarm.interfaces import CheckResult
 
 __all__ = ["DiskSpaceChecker"]
 
 
-class DiskSpaceChecker(Checker):
-    """Looks at the free space of a file system.
+class DiskSpaceChecker(BlockingChecker):
+    """Looks at the free space of a file system; one that hangs holds up this checker alone.
 
     Args:
         path: A directory on it.
@@ -38,13 +38,17 @@ class DiskSpaceChecker(Checker):
             raise UsageError(f"disk-space: free_percent must be a number, not {free_percent!r}")
         if not 0 <= free_percent <= 100:
             raise UsageError(f"disk-space: free_percent must be from 0 to 100, not {free_percent}")
+        super().__init__(path)
         self._path = path
         self._free_percent = free_percent
 
     async def check(self) -> CheckResult:
-        """Look once; a file system that does not answer must not hold up the heartbeats: in a thread."""
+        return await self.within(self._look)
+
+    def _look(self) -> CheckResult:
+        """Look once, in the checker's own thread."""
         try:
-            usage = await asyncio.to_thread(shutil.disk_usage, self._path)
+            usage = shutil.disk_usage(self._path)
         except OSError as error:
             return CheckResult(False, f"{self._path}: {error.strerror}")
         free = 100 * usage.free / usage.total if usage.total else 0.0

@@ -65,11 +65,13 @@ class Supervised:
         kind: ``"systemd"``, ``"command"``, …, for ``status``.
         service: What starts and stops it.
         spec: Its name, order and restarts.
+        stop_timeout: Seconds that it may take to end politely; what stops it is not waited for much longer.
     """
 
     kind: str
     service: Service
     spec: ServiceSpec
+    stop_timeout: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,14 +53,27 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     },
     Kind.HEARTBEAT: {"udp": "nlbfarm.heartbeat.udp:UdpHeartbeat"},
     Kind.CHECKER: {
+        "certificate": "nlbfarm.checkers.certificate:CertificateChecker",
         "http": "nlbfarm.checkers.http:HttpChecker",
+        "interface": "nlbfarm.checkers.interface:InterfaceChecker",
+        "ip": "nlbfarm.checkers.ip:IpChecker",
+        "module": "nlbfarm.checkers.module:ModuleChecker",
+        "ping": "nlbfarm.checkers.ping:PingChecker",
+        "process": "nlbfarm.checkers.process:ProcessChecker",
+        "resources": "nlbfarm.checkers.resources:ResourcesChecker",
+        "script": "nlbfarm.checkers.script:ScriptChecker",
         "tcp": "nlbfarm.checkers.tcp:TcpChecker",
     },
     Kind.VIP: {
         "linux": "nlbfarm.vip.linux:LinuxVIPManager",
         "memory": "nlbfarm.vip.memory:MemoryVIPManager",
     },
-    Kind.SERVICE: {},
+    Kind.SERVICE: {
+        "command": "nlbfarm.services.command:CommandService",
+        "scripts": "nlbfarm.services.scripts:ScriptsService",
+        "systemd": "nlbfarm.services.systemd:SystemdService",
+        "windows": "nlbfarm.services.windows:WindowsService",
+    },
 }
 """Ours; also entry points, but a frozen program has no package metadata to find those in."""
 

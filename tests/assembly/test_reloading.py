@@ -70,7 +70,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     config, keys = load(file), load_keys(tmp_path / "again.key")
     runtime = await build(config, keys, 1, runtime_dir=tmp_path / "run", state_dir=tmp_path / "state")
     await runtime.open()
-    yield Bench(runtime, Reloader(runtime, config, keys, 1, file), file)
+    yield Bench(runtime, Reloader(runtime, config, keys, 1, file, tmp_path / "run"), file)
     await runtime.close()
 
 
@@ -112,10 +112,10 @@ async def test_a_wrong_file_is_told_and_changes_nothing(bench: Bench) -> None:
 async def test_a_plug_in_that_cannot_be_made_leaves_everything_as_it_is(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: object) -> None:
+    def refuse(*_: object) -> None:
         raise NlbfarmError("it cannot be made")
 
-    monkeypatch.setattr("nlbfarm.assembly.reloading.check", refuse)
+    monkeypatch.setattr("nlbfarm.assembly.supervised.CheckMaker.make", refuse)
     bench.write(TEXT + SECOND + '[[checkers]]\nname = "port"\ntype = "tcp"\nport = 80\n')
     with pytest.raises(NlbfarmError, match="cannot be made"):
         await bench.reloader.reload()
@@ -176,7 +176,7 @@ async def test_by_a_signal_what_went_wrong_is_logged(bench: Bench) -> None:
     bench.write("[farm")
     with structlog.testing.capture_logs() as told:
         await bench.reloader.reload_by_signal()
-        await Reloader(bench.runtime, load_config(bench), KEYS, 1, None).reload_by_signal()
+        await Reloader(bench.runtime, load_config(bench), KEYS, 1, None, Path("/run")).reload_by_signal()
     assert [entry["event"] for entry in told] == ["node.reload_refused", "node.reload_failed"]
 
 
@@ -186,7 +186,7 @@ def load_config(bench: Bench) -> FarmConfig:
 
 
 async def test_without_a_file_there_is_nothing_to_reload(bench: Bench) -> None:
-    reloader = Reloader(bench.runtime, load(bench.file), KEYS, 1, None)
+    reloader = Reloader(bench.runtime, load(bench.file), KEYS, 1, None, Path("/run"))
     with pytest.raises(UsageError, match="not started from a configuration file"):
         await reloader.reload()
     with pytest.raises(UsageError, match="not started from a configuration file"):

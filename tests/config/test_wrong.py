@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.config_support import SHOP, changed, write
 
 from nlbfarm.config import load
+from nlbfarm.config.draft import LISTS, SINGLE
 from nlbfarm.config.loading import examine
 from nlbfarm.errors import ConfigError, Problem
 
@@ -36,8 +37,8 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
         ('hartbeat: unknown; did you mean "heartbeat"? (known: farm, heartbeat, handoff, filter,',),
     ),
     "table of a later version": (
-        (("[[checkers]]", '[[services]]\nname = "apache"\n\n[[checkers]]'),),
-        ("services: not known by this version of nlbfarm; remove it (line 32)",),
+        (("[[checkers]]", "[metrics]\nport = 9100\n\n[[checkers]]"),),
+        ("metrics: not known by this version of nlbfarm; remove it (line 32)",),
     ),
     "duplicate id": (
         (("id = 2", "id = 1"),),
@@ -170,7 +171,7 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
             "vips[0].address: an IPv6 VIP (2001:db8::100) is not supported by this version of nlbfarm",
             'vips[0].delivery: "tunnel" is not supported by this version of nlbfarm',
             'rules[0].protocol: "udp" is not supported by this version of nlbfarm',
-            'checkers[0].on_failure: "restart" is not supported by this version of nlbfarm',
+            'checkers[0].on_failure: "restart" of which service? write a [[services]] table for it (checker',
         ),
     ),
     "not a word": (
@@ -187,16 +188,16 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
                 (
                     'type = "htp"\n\n'
                     '[[checkers]]\nname = "page"\ntype = "http"\nurl = "127.0.0.1/health"\nstatus = 999\n\n'
-                    '[[checkers]]\nname = "p"\ntype = "ping"\n\n[[checkers]]\nname = "q"\ntype = "tcp"'
+                    '[[checkers]]\nname = "p"\ntype = "custom"\n\n[[checkers]]\nname = "q"\ntype = "tcp"'
                 ),
             ),
         ),
         (
-            'checkers[0].type: "htp" is not known, nor installed; write "tcp" or "http"; did you mean "ht',
+            'checkers[0].type: "htp" is not known, nor installed; write "tcp" or "http" or "ping" or "inter',
             'checkers[1].name: "page" is already the name of checkers[0]',
             'checkers[1].url: "127.0.0.1/health" is not a URL of HTTP; write "http://127.0.0.1/health"',
             "checkers[1].status: 999: HTTP statuses are from 100 to 599, the lower one first",
-            'checkers[2].type: "ping" is not supported by this version of nlbfarm; write "tcp" or "http"',
+            'checkers[2].type: "custom" is called otherwise here; write "script"',
             'checkers[3].port: missing; it is required (checker "q"',
         ),
     ),
@@ -276,6 +277,7 @@ def test_all_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
         ("[80, 443]", "[80, 70000, 80]"),
         ("[[checkers]]", '[[services]]\nname = "apache"\n\n[[checkers]]'),
     )
+    text += '\n[[failover_rules]]\nname = "r"\nwhen = "page down and"\n[notify]\ntargets = "x"\n'
     assert [problem.partition(":")[0] for problem in problems(tmp_path, text)] == [
         "farm.name",
         "farm.key_file",
@@ -284,7 +286,9 @@ def test_all_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
         "nodes[1].addresses[1]",
         "vips[0].interface",
         "rules[0].ports[1]",
-        "services",
+        "services[0]",
+        "failover_rules[0].when",
+        "notify.targets",
     ]
 
 
@@ -393,8 +397,16 @@ _KEYS = [
     "type",
     "url",
     "status",
+    "when",
+    "action",
+    "service",
+    "after",
+    "command",
+    "scripts",
+    "environment",
+    "options",
 ]
-_TABLES = ["farm", "heartbeat", "nodes", "vips", "rules", "checkers", "filter", "log", "control", "services"]
+_TABLES = [*SINGLE, *LISTS, "metrics"]
 
 
 @given(
@@ -402,7 +414,9 @@ _TABLES = ["farm", "heartbeat", "nodes", "vips", "rules", "checkers", "filter", 
         st.sampled_from(_TABLES),
         _json
         | st.lists(st.dictionaries(st.sampled_from(_KEYS), _json, max_size=4), max_size=3)
-        | st.dictionaries(st.sampled_from(["name", "interval", "lease", "lost_after", "backend"]), _json),
+        | st.dictionaries(
+            st.sampled_from(["name", "interval", "lease", "backend", "targets", "files"]), _json
+        ),
     )
 )
 def test_whatever_is_in_it_there_are_problems_and_no_crash(data: dict[str, object]) -> None:

@@ -4,6 +4,11 @@ Request ``{"verb": "status", "args": {...}}``; answer ``{"ok": true, "result": .
 ``{"ok": false, "error": "a sentence", "kind": "..."}``. Kinds: ``usage`` (the request cannot be
 meant), ``denied`` (not allowed), ``busy`` (too many at once), ``timeout`` and ``failed``.
 
+The answer to some verbs is a stream: ``{"ok": true, "begin": true}``, then ``{"ok": true, "item": ...}`` for
+each item, and ``{"ok": true, "end": true}`` if there is an end; an error as above may stand in its place. A
+client ends it by closing the connection; nothing that it sends meanwhile is read. One that reads too slowly
+is cut off.
+
 Who may ask is decided twice: by the mode of the socket file (0600, or 0660 with a group), and
 by the credentials that the kernel reports of the peer (``SO_PEERCRED``, unix(7)).
 """
@@ -19,7 +24,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +32,11 @@ import structlog
 
 from nlbfarm.errors import HostError, NlbfarmError, UsageError
 
-__all__ = ["ControlServer", "Handler", "NodeNotRunningError", "call"]
+__all__ = ["ControlServer", "Handler", "NodeNotRunningError", "call", "stream"]
 
 Handler = Callable[[Mapping[str, Any]], Awaitable[Any]]
-"""Answers a verb: its arguments in, something JSON-able out; ``UsageError`` for wrong arguments."""
+"""Answers a verb: its arguments in, something JSON-able out, or an asynchronous iterator of such things for a
+stream; ``UsageError`` for wrong arguments. An iterator's ``aclose``, if it has one, is called at the end."""
 
 MAX_REQUEST = 64 * 1024
 """Bytes of a request line."""
@@ -39,6 +45,9 @@ MAX_ANSWER = 16 * 1024 * 1024
 """Bytes of an answer line that the client takes."""
 
 MAX_CONNECTIONS = 16
+MAX_STREAMS = 8
+"""Streams last, so they must leave connections to those who ask."""
+
 IDLE_SECONDS = 5.0
 HANDLER_SECONDS = 10.0
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; Python has no name for it
@@ -68,6 +77,7 @@ class ControlServer:
         self._server: asyncio.Server | None = None
         self._inode: tuple[int, int] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._streams = 0
 
     async def open(self) -> None:
         """Start to answer. The file of a killed process is replaced.
@@ -157,9 +167,13 @@ class ControlServer:
             pass  # close(); asyncio would report a cancelled connection as an error
         finally:
             writer.close()
-            with contextlib.suppress(ConnectionError, TimeoutError, asyncio.CancelledError):
+            try:
                 async with asyncio.timeout(1):
                     await writer.wait_closed()
+            except TimeoutError:
+                writer.transport.abort()  # what it does not read would be kept for ever
+            except (ConnectionError, asyncio.CancelledError):
+                pass
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         refusal = self._refusal(writer.get_extra_info("socket"))
@@ -174,11 +188,30 @@ class ControlServer:
             except asyncio.LimitOverrunError:
                 refusal = refusal or _error("usage", f"a request has at most {MAX_REQUEST} bytes")
             answer = refusal or await self._answer(line)
-            writer.write(json.dumps(answer, separators=(",", ":"), default=str).encode() + b"\n")
-            async with asyncio.timeout(IDLE_SECONDS):
-                await writer.drain()
+            if isinstance(answer, AsyncIterator):
+                await self._stream(answer, reader, writer)
+                return
+            await _send(writer, answer)
             if refusal is not None:
                 return
+
+    async def _stream(
+        self, items: AsyncIterator[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Send each item as it comes, until there is no more, or nobody who reads."""
+        self._streams += 1
+        sending = asyncio.create_task(_send_all(items, writer))
+        gone = asyncio.create_task(_read_to_end(reader))
+        try:
+            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            self._streams -= 1
+            for task in (sending, gone):
+                task.cancel()
+            await asyncio.gather(sending, gone, return_exceptions=True)
+            await _close(items)
 
     def _refusal(self, connection: socket.socket) -> dict[str, Any] | None:
         if len(self._tasks) > MAX_CONNECTIONS:
@@ -190,7 +223,7 @@ class ControlServer:
         _log.warning("control.denied", uid=uid, pid=pid)
         return _error("denied", f"user {uid} may not control this node; be root, or join control.group")
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes) -> dict[str, Any] | AsyncIterator[Any]:
         try:
             request = json.loads(line)
             verb, args = request["verb"], request.get("args", {})
@@ -213,7 +246,48 @@ class ControlServer:
         except Exception as error:  # noqa: BLE001 - a fault of one verb must not end the node
             _log.exception("control.fault", verb=verb)
             return _error("failed", f"{verb} failed inside the node: {type(error).__name__}: {error}")
-        return {"ok": True, "result": result}
+        if not isinstance(result, AsyncIterator):
+            return {"ok": True, "result": result}
+        if self._streams < MAX_STREAMS:
+            return result
+        await _close(result)
+        return _error("busy", f"more than {MAX_STREAMS} clients follow at once; try again")
+
+
+async def _send(writer: asyncio.StreamWriter, answer: Mapping[str, Any]) -> None:
+    """Send a line; ``TimeoutError`` if the client does not read."""
+    writer.write(json.dumps(answer, separators=(",", ":"), default=str).encode() + b"\n")
+    async with asyncio.timeout(IDLE_SECONDS):
+        await writer.drain()
+
+
+async def _send_all(items: AsyncIterator[Any], writer: asyncio.StreamWriter) -> None:
+    await _send(writer, {"ok": True, "begin": True})
+    try:
+        async for item in items:
+            await _send(writer, {"ok": True, "item": item})
+        last = {"ok": True, "end": True}
+    except (ConnectionError, TimeoutError):
+        raise  # nobody reads this any more
+    except NlbfarmError as error:
+        last = _error("failed", str(error))
+    except Exception as error:  # noqa: BLE001 - as for an answer: a fault of one verb must not end the node
+        _log.exception("control.fault", verb="a stream")
+        last = _error("failed", f"the stream failed inside the node: {type(error).__name__}: {error}")
+    await _send(writer, last)
+
+
+async def _close(items: AsyncIterator[Any]) -> None:
+    close = getattr(items, "aclose", None)
+    if close is not None:
+        await close()
+
+
+async def _read_to_end(reader: asyncio.StreamReader) -> None:
+    """Return when the client has closed its side of the connection."""
+    with contextlib.suppress(ConnectionError):
+        while await reader.read(MAX_REQUEST):
+            pass
 
 
 def _groups(connection: socket.socket, gid: int) -> set[int]:
@@ -248,20 +322,73 @@ def call(path: Path, verb: str, args: Mapping[str, Any] | None = None, *, timeou
         NlbfarmError: It failed, or did not answer in time.
     """
     deadline = time.monotonic() + timeout
-    received = bytearray()
+    with _asked(path, verb, args, timeout) as lines:
+        return _accepted(lines.next(deadline)).get("result")
+
+
+def stream(
+    path: Path, verb: str, args: Mapping[str, Any] | None = None, *, timeout: float = 5.0
+) -> Iterator[Any]:
+    """Ask a running node for a stream; yields each item as it comes, and blocks between them.
+
+    Args:
+        path, verb, args: As for ``call``.
+        timeout: Seconds until the stream begins; how long it lasts is not limited.
+
+    Raises:
+        NodeNotRunningError: There is no socket, nobody answers on it, or the node has ended the connection.
+        HostError, UsageError, NlbfarmError: As for ``call``.
+    """
+    deadline = time.monotonic() + timeout
+    with _asked(path, verb, args, timeout) as lines:
+        _accepted(lines.next(deadline))
+        while True:
+            try:
+                answer = _accepted(lines.next(None))
+            except NodeNotRunningError:
+                raise NodeNotRunningError(
+                    f"the node at {path} has ended, or it cut this off because it was read too slowly"
+                ) from None
+            if answer.get("end"):
+                return
+            yield answer.get("item")
+
+
+class _Lines:
+    """Lines from a connection, each within its time."""
+
+    def __init__(self, path: Path, connection: socket.socket) -> None:
+        self._path = path
+        self._connection = connection
+        self._received = bytearray()
+
+    def next(self, deadline: float | None) -> dict[str, Any]:
+        """Return the next line's JSON; ``TimeoutError`` after ``deadline``, on the monotonic clock."""
+        searched = 0
+        while (end := self._received.find(b"\n", searched)) < 0:
+            searched = len(self._received)
+            if searched > MAX_ANSWER:
+                raise NlbfarmError(f"the answer from {self._path} has more than {MAX_ANSWER} bytes")
+            left = None if deadline is None else max(0.001, deadline - time.monotonic())
+            self._connection.settimeout(left)
+            chunk = self._connection.recv(1 << 16)
+            if not chunk:
+                raise NodeNotRunningError(f"the node at {self._path} ended before it answered")
+            self._received += chunk
+        answer: dict[str, Any] = json.loads(self._received[:end])
+        del self._received[: end + 1]
+        return answer
+
+
+@contextlib.contextmanager
+def _asked(path: Path, verb: str, args: Mapping[str, Any] | None, timeout: float) -> Iterator[_Lines]:
+    """Send a request, and say in words what goes wrong from there on."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.settimeout(timeout)
             connection.connect(str(path))
             connection.sendall(json.dumps({"verb": verb, "args": dict(args or {})}).encode() + b"\n")
-            while not received.endswith(b"\n"):
-                connection.settimeout(max(0.001, deadline - time.monotonic()))
-                chunk = connection.recv(1 << 16)
-                if not chunk:
-                    raise NodeNotRunningError(f"the node at {path} ended before it answered")
-                received += chunk
-                if len(received) > MAX_ANSWER:
-                    raise NlbfarmError(f"the answer from {path} has more than {MAX_ANSWER} bytes")
+            yield _Lines(path, connection)
         except FileNotFoundError:
             raise NodeNotRunningError(f"no node is running here: there is no {path}") from None
         except (ConnectionResetError, BrokenPipeError):
@@ -279,8 +406,15 @@ def call(path: Path, verb: str, args: Mapping[str, Any] | None = None, *, timeou
             ) from None
         except OSError as error:
             raise HostError(f"cannot talk to {path}: {error}") from error
-    answer = json.loads(received)
+
+
+def _accepted(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return a good answer.
+
+    Raises:
+        NlbfarmError: It is a bad one; of the kind that it says.
+    """
     if answer.get("ok"):
-        return answer.get("result")
+        return answer
     message = str(answer.get("error", "no reason given"))
     raise {"usage": UsageError, "denied": HostError}.get(answer.get("kind", ""), NlbfarmError)(message)

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from nlbfarm import backends, checkers, plugins
+from nlbfarm import backends, plugins
+from nlbfarm.assembly.supervised import CheckMaker, supervised
 from nlbfarm.backends.bucketing import load_function
 from nlbfarm.backends.windivert.removal import VipRemoval
 from nlbfarm.config import FarmConfig, FarmKeys, derive
-from nlbfarm.config.checkers import Checker as CheckerEntry
+from nlbfarm.config.farm import LastNode
 from nlbfarm.core.wire import Codec
 from nlbfarm.interfaces import Heartbeat, VIPManager
-from nlbfarm.parts import Check, Parts, SystemClock
+from nlbfarm.parts import Parts, SystemClock
 from nlbfarm.plugins import Kind
 from nlbfarm.runtime import Runtime
 from nlbfarm.sdnotify import Notifier
 
-__all__ = ["build", "check", "vip_manager"]
+__all__ = ["build", "vip_manager"]
 
 
 def vip_manager(config: FarmConfig, journal: Path) -> VIPManager:
@@ -29,23 +30,6 @@ def vip_manager(config: FarmConfig, journal: Path) -> VIPManager:
     name, what, specs = config.filter.vip_manager_name, "filter.vip_manager", derive.vip_specs(config)
     arguments = (specs,) if name == "memory" else (specs, journal)  # what is in memory needs no journal
     return plugins.make(Kind.VIP, name, VIPManager, what, *arguments)  # type: ignore[type-abstract]
-
-
-def check(entry: CheckerEntry) -> Check:
-    """Return the checker that ``entry`` describes.
-
-    Raises:
-        PluginError: Nothing is installed for its type, or it does not accept the options.
-    """
-    return Check(
-        name=entry.name,
-        kind=entry.type,
-        checker=checkers.build(entry),
-        interval=entry.interval.total_seconds(),
-        timeout=entry.timeout.total_seconds(),
-        rise=entry.rise,
-        fall=entry.fall,
-    )
 
 
 async def build(
@@ -81,6 +65,9 @@ async def build(
         ),
     )
     local, peers = derive.addresses(config, node_id)
+    vips = vip_manager(config, journal)
+    services = supervised(config, node_id, runtime_dir=runtime_dir, state_dir=state_dir)
+    checks = CheckMaker(node_id, vips, services, runtime_dir)
     clock = SystemClock()
     return Runtime(
         Parts(
@@ -88,7 +75,7 @@ async def build(
             policy=derive.policy(config, keys),
             codec=Codec(farm, derive.keyring(keys)),
             backend=backend,
-            vips=vip_manager(config, journal),
+            vips=vips,
             heartbeat=plugins.make(
                 Kind.HEARTBEAT,
                 config.heartbeat.transport,
@@ -106,7 +93,11 @@ async def build(
             incarnation_file=state_dir / farm / "incarnation",
             admin_file=state_dir / farm / "admin.json",
             starts_file=state_dir / farm / "starts.json",
-            checks=[check(entry) for entry in config.checkers],
+            restarts_file=state_dir / farm / "restarts.json",
+            checks=[checks.make(config, entry) for entry in config.checkers],
+            services=services,
+            failover_rules=derive.failover_rules(config),
+            last_stays=config.farm.last_node is LastNode.STAY,
             backend_detail=why,
             function=load_function(filtering.bucket_function) if filtering.bucket_function else None,
             delivery=", ".join(sorted({vip.delivery.value for vip in config.vips})),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,8 +18,10 @@ from nlbfarm.assembly.reloading import Reloader
 from nlbfarm.assembly.verbs import verbs
 from nlbfarm.config import FarmConfig, FarmKeys
 from nlbfarm.core.policy import IPAddress
+from nlbfarm.events import Journal
 from nlbfarm.heartbeat.realtime import go_realtime
 from nlbfarm.instance import claim
+from nlbfarm.notify import Notifier as PersonNotifier
 from nlbfarm.runtime import Runtime
 from nlbfarm.sdnotify import Notifier
 
@@ -81,15 +84,25 @@ async def run_node(
         runtime = await build(
             config, keys, node_id, runtime_dir=runtime_dir, state_dir=state_dir, notifier=notifier
         )
-        process = _Process(runtime, Reloader(runtime, config, keys, node_id, config_file), notifier)
+        reloader = Reloader(runtime, config, keys, node_id, config_file, runtime_dir)
+        process = _Process(runtime, reloader, notifier)
         if config_file is not None:
             runtime.administration.restart_process = process.replace
+        journal = Journal(
+            state_dir / farm / "events.jsonl",
+            runtime.log,
+            max_bytes=config.events.max_size,
+            files=config.events.files,
+        )
+        told = _notifier(config, node_id, runtime)
         control = ControlServer(
             runtime_dir / farm / "control.sock",
-            verbs(runtime, _local(config, node_id), process.reload),
+            verbs(runtime, _local(config, node_id), process.reload, journal),
             group=config.control.group,
         )
         try:
+            journal.open()
+            told.open()
             with process.signals:
                 await control.open()
                 if await process.signals.interrupt(runtime.open()):
@@ -100,9 +113,12 @@ async def run_node(
         finally:
             if not process.replaced:
                 notifier.stopping()
-            await runtime.close()
-            await control.close()
-        _log.info("node.stopped", replaced=process.replaced)
+            async with process.patience():
+                await runtime.close()
+                await control.close()
+                runtime.log.info("node.stopped", replaced=process.replaced)
+                await asyncio.to_thread(told.close)
+                await asyncio.to_thread(journal.close)
         if process.replaced:
             notifier.alive()  # the new process has the watchdog's whole time
         return Ended.REPLACED if process.replaced else Ended.STOPPED
@@ -172,6 +188,21 @@ class _Process:
             reason = "asked again" if hurry.done() else f"not done after {patience:g} s"
             _log.warning("node.hurried", reason=reason)
 
+    @contextlib.asynccontextmanager
+    async def patience(self) -> AsyncIterator[None]:
+        """Ask systemd for time while services are stopped, one after the other."""
+
+        async def ask() -> None:
+            while True:
+                self._notifier.extend(STOP_S)
+                await asyncio.sleep(STATUS_S)
+
+        asking = asyncio.create_task(ask())
+        try:
+            yield
+        finally:
+            asking.cancel()
+
     def _hang_up(self) -> None:
         task = asyncio.create_task(self._telling(self._reloader.reload_by_signal()))
         self._reloading.add(task)
@@ -238,6 +269,26 @@ class _Signals:
         task.cancel()
         await asyncio.wait({task})
         return True
+
+
+def _notifier(config: FarmConfig, node_id: int, runtime: Runtime) -> PersonNotifier:
+    """Return who tells people; nothing is sent yet.
+
+    Raises:
+        ConfigError: The file of targets cannot be used.
+        HostError: The package that mail and webhooks need is missing.
+    """
+    notify = config.notify
+    return PersonNotifier(
+        runtime.log,
+        config.farm.name,
+        config.node(node_id).name,
+        targets=notify.everyone(),
+        script=notify.script,
+        patterns=notify.events,
+        severity=notify.severity,
+        batch=notify.batch.total_seconds(),
+    )
 
 
 def _local(config: FarmConfig, node_id: int) -> frozenset[IPAddress]:

@@ -7,10 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from nlbfarm import logs
-from nlbfarm.assembly.building import check
+from nlbfarm.assembly.supervised import CheckMaker
 from nlbfarm.config import FarmConfig, FarmKeys, derive
 from nlbfarm.config.changes import Changes, compare
 from nlbfarm.config.keys import load_keys
@@ -31,10 +29,17 @@ class Reloader:
         config, keys: What it was built from.
         node: Its id.
         file: The configuration's file; ``None``: there is none, and nothing can be reloaded.
+        runtime_dir: Where the farms of this host have their directories.
     """
 
     def __init__(
-        self, runtime: Runtime, config: FarmConfig, keys: FarmKeys, node: int, file: Path | None
+        self,
+        runtime: Runtime,
+        config: FarmConfig,
+        keys: FarmKeys,
+        node: int,
+        file: Path | None,
+        runtime_dir: Path,
     ) -> None:
         self._runtime = runtime
         self._config = config
@@ -42,8 +47,9 @@ class Reloader:
         self._node = node
         self._addresses = config.node(node).addresses
         self._file = file
-        self._log = structlog.get_logger("nlbfarm.node")
+        self._log = runtime.log
         self._busy = asyncio.Lock()
+        self._maker = CheckMaker(node, runtime.parts.vips, runtime.parts.services, runtime_dir)
 
     async def reload(self, dry_run: bool = False) -> dict[str, Any]:
         """Load the file again and take it over, if that is possible while the node runs.
@@ -124,6 +130,7 @@ class Reloader:
                     former_digest=derive.former_digest(config),
                     peer_powers=derive.peer_powers(config, self._node),
                     checks=checks,
+                    failover_rules=derive.failover_rules(config),
                 )
             )
             runtime.administration.restore()
@@ -137,6 +144,6 @@ class Reloader:
         return [
             running[entry.name]
             if entries.get(entry.name) == entry and entry.name in running
-            else check(entry)
+            else self._maker.make(config, entry)
             for entry in config.checkers
         ]

@@ -8,6 +8,7 @@ from typing import Any
 from nlbfarm.api.control import HANDLER_SECONDS, Handler
 from nlbfarm.core.policy import IPAddress
 from nlbfarm.errors import UsageError
+from nlbfarm.events import Journal, answer_events
 from nlbfarm.explain import Knowledge, explain, parse_question
 from nlbfarm.runtime import Runtime, Verb
 from nlbfarm.status import status
@@ -22,6 +23,7 @@ def verbs(
     runtime: Runtime,
     local: frozenset[IPAddress],
     reload: Callable[[bool], Awaitable[dict[str, Any]]],
+    journal: Journal | None = None,
 ) -> dict[str, Handler]:
     """Return what answers each verb.
 
@@ -29,6 +31,7 @@ def verbs(
         runtime: The node.
         local: Addresses of the host itself.
         reload: Reloads the configuration; told whether only to say what would change.
+        journal: Where events are kept.
     """
 
     async def answer_status(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,6 +69,7 @@ def verbs(
         "explain": answer_explain,
         "reload": answer_reload,
         "order": answer_order,
+        "events": answer_events(runtime.log.stream, journal),
         **{name: command(name) for name in Verb.NAMES},
     }
 
@@ -74,6 +78,9 @@ async def _command(runtime: Runtime, target: object, verb: Verb) -> dict[str, An
     """Carry a command out here, or have another node do it."""
     node = runtime.running()
     number = _node(target, node.settings.nodes, node.settings.node)
+    if verb.name == "failback" and target is None:
+        # Who leads decides where buckets are.
+        number = node.leader(runtime.parts.clock.monotonic()) or number
     name = node.settings.nodes[number]
     answer: dict[str, Any] = {"node": {"id": number, "name": name}, "order": None}
     if number == node.settings.node:

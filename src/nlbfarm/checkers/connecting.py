@@ -8,68 +8,106 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from ipaddress import ip_address
 
-__all__ = ["connection", "seconds", "went_wrong"]
+from nlbfarm.checkers.threads import OwnThread
+from nlbfarm.checkers.words import seconds
+
+__all__ = ["Target"]
 
 
-@contextlib.asynccontextmanager
-async def connection(
-    host: str, port: int, *, tls: ssl.SSLContext | None = None
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Connect, and leave no socket behind however the block is left.
-
-    Every address of ``host`` is tried, in the resolver's order. The connection is aborted, not shut
-    down in order: a look, and one that is cancelled, does not wait for a peer that hangs.
+class Target:
+    """A TCP port to connect to.
 
     Args:
         host: Name or address.
         port: TCP port.
-        tls: With this context, TLS.
-
-    Raises:
-        OSError: It cannot be opened (the first address's error); ``went_wrong`` puts it in words.
     """
-    reader, writer = await _connect(host, port, tls)
-    try:
-        yield reader, writer
-    finally:
-        writer.transport.abort()
-        with contextlib.suppress(OSError):
-            await asyncio.shield(writer.wait_closed())
 
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+        self._resolver = OwnThread(f"nlbfarm-resolve {host}")
 
-async def _connect(
-    host: str, port: int, tls: ssl.SSLContext | None
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect to the first address that answers; asyncio alone would blend the errors of several."""
-    name = host if tls is not None else None
-    first: OSError | None = None
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    for *_, address in found:
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @contextlib.asynccontextmanager
+    async def connected(
+        self, tls: ssl.SSLContext | None = None, name: str = ""
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """Connect, and leave no socket behind however the block is left.
+
+        Every address of the host is tried, in the resolver's order. The connection is aborted, not shut
+        down in order: a look, and one that is cancelled, does not wait for a peer that hangs.
+
+        Args:
+            tls: With this context, TLS.
+            name: Whom to ask TLS for (SNI), and whose certificate to expect; the host if empty.
+
+        Raises:
+            OSError: It cannot be opened (the first address's error); ``went_wrong`` puts it in words.
+        """
+        reader, writer = await self._connect(tls, name or self.host)
         try:
-            return await asyncio.open_connection(str(address[0]), port, ssl=tls, server_hostname=name)
-        except OSError as error:
-            first = first or error
-    raise first or OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+            yield reader, writer
+        finally:
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await asyncio.shield(writer.wait_closed())
 
+    async def _connect(
+        self, tls: ssl.SSLContext | None, name: str
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the first address that answers; asyncio alone would blend the errors of several."""
+        first: OSError | None = None
+        for address in await self._addresses():
+            try:
+                return await asyncio.open_connection(
+                    address, self.port, ssl=tls, server_hostname=name if tls is not None else None
+                )
+            except OSError as error:
+                first = first or error
+        raise first or OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
 
-def went_wrong(error: OSError, host: str, port: int) -> str:
-    """Return one line on why ``host`` could not be reached or did not go on."""
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    if isinstance(error, socket.gaierror):
-        return f"cannot resolve {host}: {error.strerror}"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the certificate of {where} is not valid: {error.verify_message}"
-    if isinstance(error, ssl.SSLError):
-        return f"no TLS with {where}: {error.reason or error}"
-    if isinstance(error, ConnectionRefusedError):
-        return f"connection refused by {where}"
-    if isinstance(error, ConnectionResetError | BrokenPipeError):
-        return f"connection reset by {where}"
-    return f"cannot reach {where}: {os.strerror(error.errno) if error.errno else error}"
+    async def _addresses(self) -> Sequence[str]:
+        try:
+            return [str(ip_address(self.host))]
+        except ValueError:
+            pass
+        # Not the event loop's own: it would ask in the executor that everybody shares (checkers.threads).
+        found = await self._resolver.run(
+            lambda: socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        )
+        return [str(address[0]) for *_, address in found]
 
+    def unresolved(self, timeout: float) -> str:
+        """Say what a look waited for that was cut off after ``timeout`` seconds, if it was for the name."""
+        late = self._resolver.late(timeout)
+        return late and f"cannot resolve {self.host}: {late}"
 
-def seconds(duration: float) -> str:
-    """Return ``duration`` in seconds as people write it: ``"5 s"``, ``"0.5 s"``."""
-    return f"{duration:g} s"
+    def went_wrong(self, error: OSError, timeout: float) -> str:
+        """Return one line on why the target could not be reached or did not go on.
+
+        Args:
+            error: What was raised; a ``TimeoutError`` of ``asyncio.timeout`` as well.
+            timeout: Seconds that the look had.
+        """
+        if isinstance(error, TimeoutError) and error.errno is None:  # the kernel's own has a number
+            return self.unresolved(timeout) or f"no answer from {self} within {seconds(timeout)}"
+        if isinstance(error, socket.gaierror):
+            return f"cannot resolve {self.host}: {error.strerror}"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"the certificate of {self} is not valid: {error.verify_message}"
+        if isinstance(error, ssl.SSLError):
+            return f"no TLS with {self}: {error.reason or error}"
+        if isinstance(error, ConnectionRefusedError):
+            return f"connection refused by {self}"
+        if isinstance(error, ConnectionResetError | BrokenPipeError):
+            return f"connection reset by {self}"
+        return f"cannot reach {self}: {os.strerror(error.errno) if error.errno else error}"
+
+    def close(self) -> None:
+        """End the thread that resolves the name."""
+        self._resolver.close()

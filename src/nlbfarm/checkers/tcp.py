@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from nlbfarm.checkers.connecting import connection, seconds, went_wrong
+from nlbfarm.checkers.connecting import Target
+from nlbfarm.checkers.view import HostView
 from nlbfarm.interfaces import Checker, CheckResult
 
 __all__ = ["TcpChecker"]
@@ -24,24 +25,21 @@ class TcpChecker(Checker):
     """
 
     def __init__(self, host: str, port: int, *, timeout: float = 5.0) -> None:
-        self._host = host
-        self._port = port
+        self._target = Target(host, port)
         self._timeout = timeout
 
     @classmethod
-    def from_config(cls, config: Any) -> TcpChecker:
+    def from_config(cls, config: Any, host: HostView) -> TcpChecker:
         """Return the checker for an entry with ``address``, ``port`` and ``timeout``."""
         return cls(str(config.address), config.port, timeout=config.timeout.total_seconds())
 
     async def check(self) -> CheckResult:
         try:
-            async with asyncio.timeout(self._timeout), connection(self._host, self._port):
+            async with asyncio.timeout(self._timeout), self._target.connected():
                 pass
-        except TimeoutError as error:
-            if error.errno is None:  # ours; the kernel's own has a number
-                where = f"{self._host}:{self._port}"
-                return CheckResult(False, f"no answer from {where} within {seconds(self._timeout)}")
-            return CheckResult(False, went_wrong(error, self._host, self._port))
         except OSError as error:
-            return CheckResult(False, went_wrong(error, self._host, self._port))
-        return CheckResult(True, f"connection accepted by {self._host}:{self._port}")
+            return CheckResult(False, self._target.went_wrong(error, self._timeout))
+        return CheckResult(True, f"connection accepted by {self._target}")
+
+    async def close(self) -> None:
+        self._target.close()

@@ -2,9 +2,11 @@
 
 - ``common``     exit codes, options that several verbs have, which farm is meant
 - ``running``    ``run``: the node itself
-- ``checking``   ``check``, ``keygen``, ``backends``: before a node runs
+- ``checking``   ``check``, ``keygen``, ``backends``: before a node runs; ``trying``: ``check --host``
 - ``look``       ``status``, ``buckets``, ``explain``: ask a running node; ``tables``: how it is shown
-- ``commanding`` ``start``, ``stop``, ``drain``, ``restart``, ``power``, ``reload``; ``waiting``: until done
+- ``events``     ``events``: what happened on it, and what happens now
+- ``commanding`` ``start``, ``stop``, ``drain``, ``restart``, ``pause``, ``power``, ``failback``, ``reload``;
+  ``waiting``: until done
 - ``leftovers``  ``cleanup``: after a node was killed
 - ``demo``       the demo's story; needs the extra ``lab``
 """
@@ -14,13 +16,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from nlbfarm.cli.checking import backends, check, keygen
-from nlbfarm.cli.commanding import drain, power, reload, restart, start, stop
+from nlbfarm.cli.commanding import drain, failback, pause, power, reload, restart, start, stop
 from nlbfarm.cli.common import Verbs
+from nlbfarm.cli.events import events
 from nlbfarm.cli.leftovers import cleanup
 from nlbfarm.cli.look import buckets, explain, status
 from nlbfarm.cli.running import run
@@ -36,6 +39,32 @@ def cli() -> None:
     """Run and watch a node of a farm: ordinary servers that share a virtual IP address."""
 
 
+class _Scenario(click.ParamType):  # type: ignore[type-arg]  # newer versions are generic
+    """The name of a story of the demo. Which there are the lab knows, which only Linux has."""
+
+    name = "scenario"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """List the names."""
+        return f"[{'|'.join(self.names())}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name of a story that there is."""
+        names = self.names()
+        if names and value not in names:
+            self.fail(f"{value!r} is not one of {', '.join(names)}", param, ctx)
+        return str(value)
+
+    @staticmethod
+    def names() -> Sequence[str]:
+        """Return all names; none where there is no demo."""
+        if sys.platform != "linux":
+            return ()
+        from nlbfarm.lab.story import SCENARIOS
+
+        return tuple(SCENARIOS)
+
+
 for _verb in (
     run,
     check,
@@ -43,11 +72,14 @@ for _verb in (
     status,
     buckets,
     explain,
+    events,
     start,
     stop,
     drain,
     restart,
+    pause,
     power,
+    failback,
     reload,
     cleanup,
     backends,
@@ -58,7 +90,7 @@ for _verb in (
 @cli.command()
 @click.option(
     "--scenario",
-    type=click.Choice(["tour", "crash", "rejoin", "drain", "power", "freeze", "partition", "oneway"]),
+    type=_Scenario(),
     default="tour",
     show_default=True,
     help="What happens to the farm.",

@@ -1,4 +1,4 @@
-"""``start``, ``stop``, ``drain``, ``restart``, ``power`` and ``reload``: commands to running nodes."""
+"""``start``, ``stop``, ``drain``, ``restart``, ``pause``, ``power``, ``failback`` and ``reload``: commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nlbfarm.cli.waiting import Ask, Goal, Waiter, row
 from nlbfarm.config.types import nearest
 from nlbfarm.errors import NlbfarmError, UsageError
 
-__all__ = ["drain", "power", "reload", "restart", "start", "stop"]
+__all__ = ["drain", "failback", "pause", "power", "reload", "restart", "start", "stop"]
 
 ANSWER_S = HANDLER_SECONDS + 2.0
 
@@ -58,7 +58,7 @@ def _options(*extra: Callable[[Any], Any]) -> Callable[[F], F]:
 @click.command()
 @_options()
 def start(nodes: tuple[str, ...], everybody: bool, wait: bool, **options: Any) -> int:
-    """Let nodes serve that were stopped or drained (without NODE: this one)."""
+    """Let nodes serve that were stopped or drained, and end a maintenance (without NODE: this one)."""
     return _Command("start", {}, **options).run(nodes, everybody, wait)
 
 
@@ -74,6 +74,13 @@ def stop(nodes: tuple[str, ...], everybody: bool, wait: bool, now: bool, **optio
 def drain(nodes: tuple[str, ...], everybody: bool, wait: bool, now: bool, **options: Any) -> int:
     """Give the clients of nodes to the others, connections last, until they are started."""
     return _Command("drain", {"now": now}, **options).run(nodes, everybody, wait)
+
+
+@click.command()
+@_options()
+def pause(nodes: tuple[str, ...], everybody: bool, wait: bool, **options: Any) -> int:
+    """Begin a maintenance: nodes serve on, checkers look, nothing is done about it, until "start"."""
+    return _Command("pause", {}, **options).run(nodes, everybody, wait)
 
 
 @click.command()
@@ -110,6 +117,20 @@ def power(node: str, value: str, group: str | None, as_json: bool, **where: Any)
         raise UsageError(f'there is no group "{group}"{nearest(group, groups)} (there: {", ".join(groups)})')
     args = {"node": _one(status, node), "power": None if value == "default" else int(value)}
     answer = ask("power", args | {"group": group})
+    if as_json:
+        echo_json(answer)
+    else:
+        click.echo(f"{answer['node']['name']}: {answer['detail']}")
+    return Exit.OK
+
+
+@click.command()
+@click.option("--group", metavar="NAME", help="Only this group.")
+@farm_options
+@json_option
+def failback(group: str | None, as_json: bool, **where: Any) -> int:
+    """Give failover groups back to the node with the highest power (failback = "manual")."""
+    answer = asking(**where, timeout=ANSWER_S)("failback", {} if group is None else {"group": group})
     if as_json:
         echo_json(answer)
     else:
@@ -234,7 +255,13 @@ class _Command:
         return goals
 
     def _await(self, waiter: Waiter, goals: Sequence[Goal], drain_timeout: float) -> None:
-        words = {"start": "serves", "stop": "stopped", "drain": "drained", "restart": "serves again"}
+        words = {
+            "start": "serves",
+            "stop": "stopped",
+            "drain": "drained",
+            "restart": "serves again",
+            "pause": "in maintenance",
+        }
         waiter.wait(goals, drain_timeout=0.0 if "now" in self._args else drain_timeout)
         for goal in goals:
             entry = next(one for one in self._done if one["id"] == goal.node)
@@ -246,7 +273,7 @@ class _Command:
 
     def _warn(self, status: Mapping[str, Any], targets: Sequence[int]) -> None:
         """Say so when nobody is left to serve."""
-        if self._verb == "start" or "process" in self._args:
+        if self._verb in ("start", "pause") or "process" in self._args:
             return
         serving = [one["id"] for one in status["nodes"] if one["heard"] and one["state"] == "UP"]
         rolling = self._verb == "restart" and len(serving) > 1

@@ -14,8 +14,8 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from nlbfarm.errors import HostError, UsageError
-from nlbfarm.lab import Lab, LabError
-from nlbfarm.lab.story import Results, Story
+from nlbfarm.lab import LabError
+from nlbfarm.lab.story import Results, Story, lab_for
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, Group, RenderResult
@@ -109,12 +109,14 @@ def _unwritable(file: Path, error: OSError) -> HostError:
 
 
 def _tell(console: Console, scenario: str, nodes: int, server: str, backend: str, keep: bool) -> Results:
+    from rich.markup import escape
+
     began = time.monotonic()
 
     def tell(sentence: str) -> None:
-        console.print(f"[dim]{time.monotonic() - began:5.1f} s[/dim]  {sentence}", soft_wrap=True)
+        console.print(f"[dim]{time.monotonic() - began:5.1f} s[/dim]  {escape(sentence)}", soft_wrap=True)
 
-    with Lab(nodes, server, backend) as lab:
+    with lab_for(scenario, nodes, server, backend) as lab:
         tell(f"{nodes} machines, a client and a switch, each in a namespace; server: {lab.server.detail}")
         story = Story(lab, tell, scenario)
         with _live(console, story):
@@ -184,6 +186,7 @@ class _Picture:
 
 
 def _table(results: Results, *, running: bool = False) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="What was measured", title_justify="left", show_header=False)
@@ -194,7 +197,7 @@ def _table(results: Results, *, running: bool = False) -> Table:
     table.add_row("filter, delivery", f"{results.backend}, {results.delivery}")
     for measurement in results.measurements:
         for what, how_much in measurement.rows():
-            table.add_row(what, how_much)
+            table.add_row(what, escape(how_much))
     if not running:
         left = f"{len(results.leftovers)} things" if results.leftovers else "nothing"
         table.add_row("left behind on this host", left)

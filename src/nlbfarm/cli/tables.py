@@ -47,8 +47,12 @@ def status(found: Mapping[str, Any]) -> str:
             + [(vip["address"], vip["interface"], "yes" if vip["present"] else "no") for vip in found["vips"]]
         )
     )
+    if found["services"]:
+        lines += ["", "services", columns(_services(found["services"]))]
     if found["checkers"]:
         lines += ["", "checkers", columns(_checkers(found["checkers"]))]
+    rules = [one for one in found["failover_rules"] if one["ok"] is False]
+    lines += [f"  rule {one['detail']} (action: {one['action']})" for one in rules]
     if found["warnings"]:
         lines += ["", "warnings"] + [f"  {warning}" for warning in found["warnings"]]
     return "\n".join(lines)
@@ -133,12 +137,20 @@ def _share(count: int) -> str:
     return f"{count} ({count * 100 / 256:.0f} %)" if count else "-"
 
 
+def _services(services: Sequence[Mapping[str, Any]]) -> list[Sequence[object]]:
+    rows: list[Sequence[object]] = [("NAME", "TYPE", "PHASE", "SINCE", "RESTARTS", "REASON")]
+    for one in services:
+        used = f"{one['restarts']} of {one['max_restarts']} in {_span(one['within_s'])}"
+        rows.append((one["name"], one["type"], one["phase"], _span(one["since_s"]), used, one["reason"]))
+    return rows
+
+
 def _checkers(checkers: Sequence[Mapping[str, Any]]) -> list[Sequence[object]]:
     words = {True: "good", False: "BAD", None: "not looked yet"}
-    rows: list[Sequence[object]] = [("NAME", "TYPE", "RESULT", "SINCE", "DETAIL")]
-    rows += [
-        (one["name"], one["type"], words[one["ok"]], _span(one["since_s"]), one["detail"]) for one in checkers
-    ]
+    rows: list[Sequence[object]] = [("NAME", "TYPE", "RESULT", "SINCE", "IF IT FAILS", "DETAIL")]
+    for one in checkers:
+        does = f"{one['on_failure']} {one['service'] or ''}".rstrip()
+        rows.append((one["name"], one["type"], words[one["ok"]], _span(one["since_s"]), does, one["detail"]))
     return rows
 
 

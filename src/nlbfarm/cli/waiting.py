@@ -82,7 +82,7 @@ class Goal:
         if self.verb == "restart" and not self.left:
             self.left = self._has_left(status, mine)
             return False
-        if self.process and mine["heard"] and mine["reason"].endswith("by the administrator"):
+        if self.process and mine["heard"] and mine["state"] in ("STOP", "DRAINING"):
             self.ended = "has a new process, and still is drained or stopped: start lets it serve"
             return True
         self._refuse_other_configuration(status, mine)

@@ -15,7 +15,7 @@ from nlbfarm.core.settings import Partition
 
 __all__ = ["Changes", "compare"]
 
-_SECTIONS = ("farm", "heartbeat", "handoff", "filter", "log", "control")
+_SECTIONS = ("farm", "heartbeat", "handoff", "filter", "events", "notify", "log", "control")
 _RELOADED = frozenset({"handoff", "log.level"})
 """Sections, and keys of sections, that a running node takes over."""
 
@@ -58,9 +58,12 @@ def compare(
             if path == "farm.key_file":
                 continue  # what is in it counts
             (taken if _RELOADED & {section, path} else refused).append(f"{path}: {change}")
-    for table, name in (("vips", "address"), ("rules", "name"), ("checkers", "name")):
+    if before.notify != after.notify and old["notify"] == new["notify"]:
+        refused.append("notify.targets: another secret in one of them")
+    for table in ("vips", "rules", "services", "checkers", "failover_rules"):
+        name = "address" if table == "vips" else "name"
         changes = [f"{table} {change}" for change in _entries(_by(old[table], name), _by(new[table], name))]
-        (taken if table == "checkers" else refused).extend(changes)
+        (taken if table in ("checkers", "failover_rules") else refused).extend(changes)
     _nodes(before, after, node, addresses, taken, refused)
     _keys(keys_before, keys_after, taken, refused)
     return Changes(tuple(taken), tuple(refused))
@@ -148,7 +151,12 @@ def _entries(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str
 
 def _values(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
+        if old.get(key) == new.get(key):
+            continue
+        if key == "environment":  # passwords are in it; this goes into logs
+            differ = dict(_values(old.get(key) or {}, new.get(key) or {}))
+            yield key, f"other values of {', '.join(differ)}"
+        else:
             yield key, f"{_text(old.get(key))} -> {_text(new.get(key))}"
 
 

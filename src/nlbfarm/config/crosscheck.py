@@ -9,6 +9,7 @@ from typing import Any
 from nlbfarm.config.draft import Draft, Entry
 from nlbfarm.config.heartbeat import MAX_LEASE
 from nlbfarm.config.nodes import MAX_NODES
+from nlbfarm.config.supervised import doubts, supervised
 from nlbfarm.config.types import format_duration, nearest
 from nlbfarm.core import wire
 from nlbfarm.core.policy import IPAddress
@@ -31,7 +32,10 @@ def crosscheck(draft: Draft) -> Iterator[Problem]:
     yield from _ports(draft.rules)
     yield from _groups(draft.rules)
     yield from _powers(draft)
+    yield from _unique(draft.services, "name", "the name")
     yield from _unique(draft.checkers, "name", "the name")
+    yield from _unique(draft.failover_rules, "name", "the name")
+    yield from supervised(draft)
     yield from _size(draft)
 
 
@@ -54,6 +58,7 @@ def warnings(draft: Draft) -> Iterator[Problem]:
     for group in sorted(_names(_group_of(rule) for rule in draft.rules)):
         if nodes and all(_power(node, group) == 0 for node in nodes):
             yield Problem("nodes", f'every node has power 0 in group "{group}": nobody serves it')
+    yield from doubts(draft)
 
 
 def _show(value: Any) -> str:
@@ -203,6 +208,7 @@ def _groups(rules: Sequence[Entry]) -> Iterator[Problem]:
         for key, why in (
             ("affinity", "or a client would belong to two nodes at once"),
             ("mode", "because a group is placed as a whole"),
+            ("failback", "because a group is placed as a whole"),
         ):
             mine, theirs = rule.get(key), other.get(key)
             if mine is not None and theirs is not None and mine != theirs:

@@ -5,22 +5,28 @@ from __future__ import annotations
 from nlbfarm.config.digest import config_digest, former_digest, secret_digest
 from nlbfarm.config.keys import FarmKeys
 from nlbfarm.config.root import FarmConfig
+from nlbfarm.config.rules import Failback
+from nlbfarm.config.services import Service
 from nlbfarm.config.vips import Uncovered
 from nlbfarm.core.hashing import group_seed
 from nlbfarm.core.policy import FilterPolicy, Group, IPAddress, Protocol, Rule, Vip
 from nlbfarm.core.settings import Settings
+from nlbfarm.core.supervision import Action, RuleSpec, ServiceSpec
 from nlbfarm.core.wire import Keyring
 from nlbfarm.interfaces import VipSpec
 
 __all__ = [
     "addresses",
     "config_digest",
+    "failover_rules",
     "former_digest",
     "keyring",
     "names",
     "peer_powers",
     "policy",
     "secret_digest",
+    "service_of",
+    "service_spec",
     "settings",
     "vip_specs",
 ]
@@ -60,6 +66,7 @@ def settings(config: FarmConfig, keys: FarmKeys, node_id: int) -> Settings:
     node = config.node(node_id)
     groups = config.group_names()
     modes = {rule.group_name: rule.mode for rule in config.rules}
+    failbacks = {rule.group_name: rule.failback for rule in config.rules}
     heartbeat = config.heartbeat
     return Settings(
         node=node.id,
@@ -67,6 +74,7 @@ def settings(config: FarmConfig, keys: FarmKeys, node_id: int) -> Settings:
         groups=groups,
         modes=tuple(modes[group] for group in groups),
         powers=tuple(node.power_in(group) for group in groups),
+        sticky=tuple(failbacks[group] is Failback.MANUAL for group in groups),
         config_digest=config_digest(config),
         secret_digest=secret_digest(keys),
         interval=heartbeat.interval.total_seconds(),
@@ -76,6 +84,41 @@ def settings(config: FarmConfig, keys: FarmKeys, node_id: int) -> Settings:
         restart_grace=config.handoff.restart_grace.total_seconds(),
         drain_timeout=config.handoff.drain_timeout.total_seconds(),
         partition=config.farm.partition,
+    )
+
+
+def service_of(config: FarmConfig, named: str | None, action: Action) -> str | None:
+    """Return the service that a checker or a rule means: of one alone it need not be said."""
+    alone = action is Action.RESTART and len(config.services) == 1
+    return config.services[0].name if named is None and alone else named
+
+
+def failover_rules(config: FarmConfig) -> tuple[RuleSpec, ...]:
+    """Return what is done when several checkers say so."""
+    return tuple(
+        RuleSpec(
+            rule.name,
+            rule.when.expression,
+            rule.action,
+            service_of(config, rule.service, rule.action),
+            rule.confirm.total_seconds(),
+        )
+        for rule in config.failover_rules
+    )
+
+
+def service_spec(entry: Service) -> ServiceSpec:
+    """Return how a service is supervised."""
+    return ServiceSpec(
+        name=entry.name,
+        after=entry.after,
+        on_exit=entry.on_exit,
+        start_timeout=entry.start_timeout.total_seconds(),
+        hold=entry.hold.total_seconds(),
+        max_restarts=entry.max_restarts,
+        within=entry.within.total_seconds(),
+        backoff=entry.backoff.total_seconds(),
+        longest_backoff=entry.longest_backoff.total_seconds(),
     )
 
 

@@ -9,11 +9,15 @@ from typing import Any
 
 from nlbfarm.config.keys import FarmKeys
 from nlbfarm.config.root import FarmConfig
+from nlbfarm.config.rules import Failback
 
 __all__ = ["canonical", "config_digest", "dump", "former_digest", "secret_digest"]
 
 DIGEST_BYTES = 8
 """As many as a heartbeat carries; they show mistakes, not attacks: heartbeats are authenticated."""
+
+
+_OWN = ("log", "control", "filter", "services", "checkers", "failover_rules", "events", "notify", "handoff")
 
 
 def dump(config: FarmConfig) -> dict[str, Any]:
@@ -25,9 +29,10 @@ def canonical(config: FarmConfig) -> dict[str, Any]:
     """Return what all nodes of a farm must agree on, independent of how it is written.
 
     Left out is what a host may have for itself: ``[log]``, ``[control]``, ``[filter]`` (but for a bucket
-    function: nodes with different ones would serve a client twice, or not at all), ``[[checkers]]``, where
-    the key file is, the name of a VIP's interface, and whether real-time priority is wanted. Tables whose
-    order has no meaning are sorted.
+    function: nodes with different ones would serve a client twice, or not at all), ``[[services]]``,
+    ``[[checkers]]``, ``[[failover_rules]]``, ``[events]``, ``[notify]``, ``farm.last_node``, where the key
+    file is, the name of a VIP's interface, and whether real-time priority is wanted. Tables whose order has
+    no meaning are sorted.
 
     Left out, too, is what changes by ``reload`` on one node after the other, in any order: nodes that
     disagree on it for a while must go on to serve together.
@@ -47,11 +52,11 @@ def canonical(config: FarmConfig) -> dict[str, Any]:
 
 def _with_nodes(config: FarmConfig) -> dict[str, Any]:
     data = dump(config)
-    for own in ("log", "control", "filter", "checkers", "handoff"):
+    for own in _OWN:
         data.pop(own, None)
     if config.filter.bucket_function:
         data["bucket_function"] = config.filter.bucket_function
-    del data["farm"]["key_file"]
+    del data["farm"]["key_file"], data["farm"]["last_node"]
     del data["heartbeat"]["realtime"]
     for vip, model in zip(data["vips"], config.vips, strict=True):
         del vip["interface"]
@@ -59,6 +64,8 @@ def _with_nodes(config: FarmConfig) -> dict[str, Any]:
     for rule, spec in zip(data["rules"], config.rules, strict=True):
         rule["ports"] = sorted(spec.ports)
         rule["group"] = spec.group_name
+        if spec.failback is Failback.AUTO:
+            del rule["failback"]  # as it always was: a farm is upgraded node by node
     for node in data["nodes"]:
         powers, power = node.pop("powers"), node.pop("power")
         node["powers"] = {group: powers.get(group, power) for group in config.group_names()}

@@ -7,24 +7,28 @@ see them, and the user gets those errors in the same run.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_args
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from nlbfarm.config.checkers import CHECKER_TYPES, LATER_TYPES, PluginChecker
+from nlbfarm.config.checkers import CHECKER_TYPES, OTHER_WORDS, PluginChecker
 from nlbfarm.config.control import Control
+from nlbfarm.config.events import Events
+from nlbfarm.config.failover_rules import FailoverRule
 from nlbfarm.config.farm import Farm
 from nlbfarm.config.filter import Filter
 from nlbfarm.config.handoff import Handoff
 from nlbfarm.config.heartbeat import Heartbeat
 from nlbfarm.config.log import Log
 from nlbfarm.config.nodes import Node
+from nlbfarm.config.notify import Notify
 from nlbfarm.config.plugged import choices
 from nlbfarm.config.rules import Rule
+from nlbfarm.config.services import Service
 from nlbfarm.config.types import Section, nearest, shown
 from nlbfarm.config.vips import Vip
 from nlbfarm.errors import Problem
@@ -37,17 +41,26 @@ SINGLE: Mapping[str, type[Section]] = {
     "heartbeat": Heartbeat,
     "handoff": Handoff,
     "filter": Filter,
+    "events": Events,
+    "notify": Notify,
     "log": Log,
     "control": Control,
 }
 """Tables that are there once."""
 
-LISTS: Mapping[str, type[Section] | None] = {"nodes": Node, "vips": Vip, "rules": Rule, "checkers": None}
+LISTS: Mapping[str, type[Section] | None] = {
+    "nodes": Node,
+    "vips": Vip,
+    "rules": Rule,
+    "services": Service,
+    "checkers": None,
+    "failover_rules": FailoverRule,
+}
 """Tables that are there once for each thing; a checker's model depends on its type."""
 
 REQUIRED = {"nodes": "server", "vips": "virtual address", "rules": "service"}
 
-LATER = frozenset({"services", "api", "console", "metrics", "notifications"})
+LATER = frozenset({"api", "console", "metrics"})
 """Tables of other versions of nlbfarm."""
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -108,6 +121,16 @@ class Draft:
         return self.lists["rules"]
 
     @property
+    def services(self) -> tuple[Entry, ...]:
+        """The ``[[services]]``."""
+        return self.lists["services"]
+
+    @property
+    def failover_rules(self) -> tuple[Entry, ...]:
+        """The ``[[failover_rules]]``."""
+        return self.lists["failover_rules"]
+
+    @property
     def checkers(self) -> tuple[Entry, ...]:
         """The ``[[checkers]]``."""
         return self.lists["checkers"]
@@ -117,6 +140,11 @@ class Draft:
         yield from self.singles.values()
         for entries in self.lists.values():
             yield from entries
+
+
+def singular(table: str) -> str:
+    """Return what one entry of a list of tables is called: ``"failover rule"``."""
+    return table[:-1].replace("_", " ")
 
 
 def join(path: str, *parts: str | int) -> str:
@@ -160,7 +188,8 @@ def read(data: Mapping[str, Any], base: Path | None) -> Draft:
         elif not raw and key in REQUIRED:
             problems.append(Problem(key, f"missing; write a [[{key}]] table for each {REQUIRED[key]}"))
         lists[key] = tuple(
-            _entry(item, one, f"{key}[{index}]", key[:-1], base, problems) for index, one in enumerate(raw)
+            _entry(item, one, f"{key}[{index}]", singular(key), base, problems)
+            for index, one in enumerate(raw)
         )
     return Draft(singles, lists, tuple(problems))
 
@@ -217,8 +246,8 @@ def _checker_model(raw: Mapping[str, Any], path: str, problems: list[Problem]) -
     listed = " or ".join(f'"{word}"' for word in names)
     if kind is None:
         message = f"missing; write {listed}"
-    elif kind in LATER_TYPES:
-        message = f"{shown(kind)} is not supported by this version of nlbfarm; write {listed}"
+    elif isinstance(kind, str) and kind in OTHER_WORDS:
+        message = f"{shown(kind)} is called otherwise here; write {OTHER_WORDS[kind]}"
     else:
         message = f"{shown(kind)} is not known, nor installed; write {listed}"
         message += nearest(kind, names) if isinstance(kind, str) else ""
@@ -232,9 +261,8 @@ def _message(model: type[Section], error: Mapping[str, Any]) -> str:
         case "missing":
             return "missing; it is required"
         case "extra_forbidden":
-            key = str(error["loc"][-1])
-            known = ", ".join(model.model_fields)
-            return f"unknown key{nearest(key, model.model_fields)} (known: {known})"
+            key, known = str(error["loc"][-1]), _within(model, error["loc"][:-1]).model_fields
+            return f"unknown key{nearest(key, known)} (known: {', '.join(known)})"
         case "value_error":
             return str(error["ctx"]["error"])
         case "too_short":
@@ -246,6 +274,17 @@ def _message(model: type[Section], error: Mapping[str, Any]) -> str:
     return f"{error['msg']} (it is {shown(value)})"
 
 
+def _within(model: type[Section], location: Sequence[str | int]) -> type[Section]:
+    """Return the model of a table inside a table."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        kind = field.annotation if field is not None else None
+        for inner in (kind, *get_args(kind)):
+            if isinstance(inner, type) and issubclass(inner, Section):
+                model = inner
+    return model
+
+
 @cache
 def field_reader(model: type[Section], key: str) -> TypeAdapter[Any]:
     """Return what reads the value of one key of a table by itself."""
@@ -253,7 +292,7 @@ def field_reader(model: type[Section], key: str) -> TypeAdapter[Any]:
     kind: Any = info.annotation
     for extra in info.metadata:
         kind = Annotated[kind, extra]
-    return TypeAdapter(kind)
+    return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
 
 
 def _good_values(

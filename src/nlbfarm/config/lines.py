@@ -31,6 +31,9 @@ def line_numbers(text: str) -> Mapping[str, int]:
                 counts[table] = counts.get(table, -1) + 1
                 found.setdefault(table, number)
                 table = f"{table}[{counts[table]}]"
+            else:
+                first, dot, rest = table.partition(".")
+                table = f"{first}[{counts[first]}]{dot}{rest}" if first in counts else table
             found.setdefault(table, number)
             continue
         key = _KEY.match(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from nlbfarm.config.crosscheck import crosscheck, warnings
 from nlbfarm.config.draft import Draft, read
 from nlbfarm.config.keys import load_keys
 from nlbfarm.config.lines import line_numbers, line_of
+from nlbfarm.config.notify import load_targets
 from nlbfarm.config.root import FarmConfig
 from nlbfarm.config.unreadable import why_unreadable
 from nlbfarm.errors import ConfigError, Problem
@@ -48,7 +49,8 @@ class Examined:
 def load(path: Path) -> FarmConfig:
     """Read the configuration of a farm.
 
-    Relative names of files in it start at its directory. The key file is looked at, too.
+    Relative names of files in it start at its directory. The key file and ``notify.targets_file`` are looked
+    at, too.
 
     Args:
         path: The TOML file.
@@ -86,12 +88,8 @@ def examine(path: Path) -> Examined:
 
     draft = read(data, path.absolute().parent)
     problems = [*draft.problems, *crosscheck(draft)]
-    key_file = draft.singles["farm"].get("key_file")
-    if key_file is not None:
-        try:
-            load_keys(key_file)
-        except ConfigError as error:
-            problems += (Problem("farm.key_file", f"{key_file}: {one}") for one in error.problems)
+    problems += _file_problems(draft, "farm", "key_file", load_keys)
+    problems += _file_problems(draft, "notify", "targets_file", load_targets)
     lines = line_numbers(text)
     config = None if problems else _assemble(draft)
     return Examined(
@@ -101,6 +99,18 @@ def examine(path: Path) -> Examined:
         _located(warnings(draft), draft, lines),
         lines,
     )
+
+
+def _file_problems(draft: Draft, table: str, key: str, read: Callable[[Path], object]) -> Iterator[Problem]:
+    """Yield what is wrong with a file that the configuration names."""
+    entry = draft.singles[table]
+    path = entry.get(key)
+    if path is None:
+        return
+    try:
+        read(path)
+    except ConfigError as error:
+        yield from (Problem(entry.at(key), f"{path}: {one}") for one in error.problems)
 
 
 def _assemble(draft: Draft) -> FarmConfig:

@@ -9,14 +9,18 @@ from pydantic import model_validator
 from nlbfarm.config.checkers import Checker
 from nlbfarm.config.control import Control
 from nlbfarm.config.crosscheck import crosscheck
-from nlbfarm.config.draft import LISTS, SINGLE, Draft, Entry
+from nlbfarm.config.draft import LISTS, SINGLE, Draft, Entry, singular
+from nlbfarm.config.events import Events
+from nlbfarm.config.failover_rules import FailoverRule
 from nlbfarm.config.farm import Farm
 from nlbfarm.config.filter import Filter
 from nlbfarm.config.handoff import Handoff
 from nlbfarm.config.heartbeat import Heartbeat
 from nlbfarm.config.log import Log
 from nlbfarm.config.nodes import Node
+from nlbfarm.config.notify import Notify
 from nlbfarm.config.rules import Rule
+from nlbfarm.config.services import Service
 from nlbfarm.config.types import NonEmpty, Section
 from nlbfarm.config.vips import Vip
 
@@ -30,8 +34,8 @@ class FarmConfig(Section):
     nlbfarm; the rules are the same. Immutable.
 
     Attributes:
-        farm, heartbeat, handoff, filter, log, control: The tables that are there once.
-        nodes, vips, rules, checkers: The others, in the order of the file.
+        farm, heartbeat, handoff, filter, events, notify, log, control: The tables that are there once.
+        nodes, vips, rules, services, checkers, failover_rules: The others, in the order of the file.
     """
 
     farm: Farm
@@ -41,7 +45,11 @@ class FarmConfig(Section):
     nodes: Annotated[tuple[Node, ...], NonEmpty]
     vips: Annotated[tuple[Vip, ...], NonEmpty]
     rules: Annotated[tuple[Rule, ...], NonEmpty]
+    services: tuple[Service, ...] = ()
     checkers: tuple[Checker, ...] = ()
+    failover_rules: tuple[FailoverRule, ...] = ()
+    events: Events = Events()
+    notify: Notify = Notify()
     log: Log = Log()
     control: Control = Control()
 
@@ -76,7 +84,7 @@ def as_draft(config: FarmConfig) -> Draft:
         {key: entry(getattr(config, key), key) for key in SINGLE},
         {
             key: tuple(
-                entry(one, f"{key}[{index}]", key[:-1]) for index, one in enumerate(getattr(config, key))
+                entry(one, f"{key}[{index}]", singular(key)) for index, one in enumerate(getattr(config, key))
             )
             for key in LISTS
         },

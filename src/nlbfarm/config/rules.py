@@ -8,13 +8,20 @@ from typing import Annotated
 from nlbfarm.config.types import Address, Name, NonEmpty, Port, Section, choice
 from nlbfarm.core.policy import Affinity, Mode
 
-__all__ = ["Rule", "RuleProtocol"]
+__all__ = ["Failback", "Rule", "RuleProtocol"]
 
 
 class RuleProtocol(StrEnum):
     """Protocols that a rule can name."""
 
     TCP = "tcp"
+
+
+class Failback(StrEnum):
+    """What happens in a failover group when a node of higher power is back."""
+
+    AUTO = "auto"
+    MANUAL = "manual"
 
 
 class Rule(Section):
@@ -30,6 +37,8 @@ class Rule(Section):
         group: Rules of one group keep a client on one node; by default the rule is alone in a
             group of its own name.
         mode: How the group is shared between the nodes.
+        failback: With ``failover``, whether a node of higher power takes the group back by itself, or only
+            when an administrator says so (``nlbfarm-node failback``).
     """
 
     name: Name
@@ -39,6 +48,7 @@ class Rule(Section):
     affinity: Annotated[Affinity, choice(Affinity)] = Affinity.CLIENT_PORT
     group: Name | None = None
     mode: Annotated[Mode, choice(Mode)] = Mode.BALANCED
+    failback: Annotated[Failback, choice(Failback)] = Failback.AUTO
 
     @property
     def group_name(self) -> str:

@@ -9,7 +9,7 @@ what the filter may do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import inf
 
 from nlbfarm.core.buckets import ALL, Bitmap, BucketStates, owned_by
@@ -48,12 +48,13 @@ from nlbfarm.core.lateness import Lateness
 from nlbfarm.core.lease import lease_end
 from nlbfarm.core.leaving import Leaving
 from nlbfarm.core.membership import Membership, Own
+from nlbfarm.core.policy import Mode
 from nlbfarm.core.reception import Reception
 from nlbfarm.core.reporting import Reporter
 from nlbfarm.core.retiring import Roster, merge, without_gone
 from nlbfarm.core.settings import Admin, Settings
 from nlbfarm.core.versions import FITNESS
-from nlbfarm.core.wire import Fitness, NodeState, Plan
+from nlbfarm.core.wire import Fitness, Heartbeat, NodeState, Plan
 from nlbfarm.core.word import Word
 
 __all__ = ["Node"]
@@ -158,15 +159,30 @@ class Node:
 
     def best_other(self) -> Fitness | None:
         """Return the fitness of the fittest other node of this view that can serve; ``None``: none can."""
-        able = (
-            peer.heartbeat.fitness
-            for peer in self.hearing.heard(self._now)
-            if peer.heartbeat.inside
-            and peer.heartbeat.state is NodeState.UP
-            and peer.node not in self.membership.retired
-            and self.membership.agrees(peer.heartbeat)
-        )
-        return min(able, default=None)
+        return min((word.fitness for word in self._able_others()), default=None)
+
+    def others_serve(self) -> bool:
+        """Whether other nodes of this view that can serve hold every bucket, but those of blocked groups."""
+        words = list(self._able_others())
+        for index, mode in enumerate(self.settings.modes):
+            held = 0
+            for word in words:
+                held |= word.holding[index]
+            if held != ALL and mode is not Mode.BLOCKED:
+                return False
+        return True
+
+    def _able_others(self) -> Iterator[Heartbeat]:
+        """Yield the newest words of the other nodes of this view that can serve."""
+        for peer in self.hearing.heard(self._now):
+            word = peer.heartbeat
+            if (
+                word.inside
+                and word.state is NodeState.UP
+                and peer.node not in self.membership.retired
+                and self.membership.agrees(word)
+            ):
+                yield word
 
     @property
     def admin(self) -> Admin:

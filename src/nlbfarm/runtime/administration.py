@@ -8,8 +8,6 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from nlbfarm.admin import AdminFile, AdminState
 from nlbfarm.core.events import AdminChanged, Event, FailbackRequested, PowersChanged, ResourceChanged
 from nlbfarm.core.policy import Mode
@@ -17,6 +15,7 @@ from nlbfarm.core.settings import Admin, Settings
 from nlbfarm.core.supervision import Action
 from nlbfarm.damping import Starts
 from nlbfarm.errors import HostError, NlbfarmError, UsageError
+from nlbfarm.events import EventLog
 from nlbfarm.interfaces import Clock
 from nlbfarm.runtime.vips import VipKeeper
 
@@ -127,6 +126,7 @@ class Administration:
         clock: For the wait of a node that fails again and again.
         handle: Where events go.
         spawn: Starts a task of the node.
+        log: Of the node.
     """
 
     def __init__(
@@ -140,6 +140,7 @@ class Administration:
         clock: Clock,
         handle: Callable[[Event], None],
         spawn: Callable[[Coroutine[None, None, None]], object],
+        log: EventLog,
     ) -> None:
         self._settings = settings
         self._file = file
@@ -150,7 +151,7 @@ class Administration:
         self._clock = clock
         self._handle = handle
         self._spawn = spawn
-        self._log = structlog.get_logger("nlbfarm.node")
+        self._log = log
         self.state = AdminState()
         self.restart_process: Callable[[], None] | None = None
         """Replaces the process; ``None`` where the node is part of another program."""

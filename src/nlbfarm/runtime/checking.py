@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 
-import structlog
-
 from nlbfarm.core.health import Health
 from nlbfarm.errors import NlbfarmError
+from nlbfarm.events import EventLog
 from nlbfarm.interfaces import CheckResult
 from nlbfarm.parts import Check
 
@@ -40,6 +39,7 @@ class Checking:
         checks: What to look at.
         tell: Called with a checker's name, whether it is well, and why, when that has changed.
         spawn: Starts a task of the node.
+        log: Of the node.
     """
 
     def __init__(
@@ -47,12 +47,13 @@ class Checking:
         checks: Sequence[Check],
         tell: Callable[[str, bool, str], None],
         spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
+        log: EventLog,
     ) -> None:
         self.checks = tuple(checks)
         self.states: dict[str, CheckState] = {check.name: CheckState() for check in checks}
         self._tell = tell
         self._spawn = spawn
-        self._log = structlog.get_logger("nlbfarm.node")
+        self._log = log
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def look(self, names: Collection[str], *, wanted: bool) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 
-import structlog
-
 from nlbfarm.core.buckets import ALL, Bitmap, BucketStates, bits
 from nlbfarm.core.commands import ApplyFilter, AskFlows
 from nlbfarm.core.events import (
@@ -19,6 +17,7 @@ from nlbfarm.core.events import (
 )
 from nlbfarm.core.policy import FilterPolicy
 from nlbfarm.errors import HostError
+from nlbfarm.events import EventLog
 from nlbfarm.interfaces import FilterBackend
 from nlbfarm.runtime.vips import REPAIR_S, VipKeeper
 
@@ -39,6 +38,7 @@ class FilterKeeper:
         vips: They go down while it is repaired.
         handle: Where events go.
         spawn: Starts a task of the node.
+        log: Of the node.
     """
 
     def __init__(
@@ -47,12 +47,13 @@ class FilterKeeper:
         vips: VipKeeper,
         handle: Callable[[Event], None],
         spawn: Callable[[Coroutine[None, None, None]], object],
+        log: EventLog,
     ) -> None:
         self._backend = backend
         self._vips = vips
         self._handle = handle
         self._spawn = spawn
-        self._log = structlog.get_logger("nlbfarm.node")
+        self._log = log
         self._changing = asyncio.Lock()
         self._shut = asyncio.Event()
         """Set while the VIPs are down for a repair."""

@@ -10,12 +10,11 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import structlog
-
 from nlbfarm.core.orders import Accepted, Action, Execute, Life, Orders, Outcome, Result, SendOrder
 from nlbfarm.core.versions import Versions
 from nlbfarm.core.wire import OrderMessage
 from nlbfarm.errors import NlbfarmError, UsageError
+from nlbfarm.events import EventLog
 from nlbfarm.interfaces import Clock
 from nlbfarm.runtime.administration import Administration, Verb
 
@@ -66,6 +65,7 @@ class Remote:
         send: Sends a message to these nodes, in the newest version.
         spawn: Starts a task of the node.
         clock: The present.
+        log: Of the node.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Remote:
         send: Callable[[OrderMessage, Iterable[int]], None],
         spawn: Callable[[Coroutine[None, None, None]], object],
         clock: Clock,
+        log: EventLog,
     ) -> None:
         self._orders = orders
         self._versions = versions
@@ -85,7 +86,7 @@ class Remote:
         self._send = send
         self._spawn = spawn
         self._clock = clock
-        self._log = structlog.get_logger("nlbfarm.node")
+        self._log = log
         self._timer: asyncio.TimerHandle | None = None
         self._given: dict[int, Given] = {}
 

@@ -11,8 +11,6 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-import structlog
-
 from nlbfarm.admin import AdminFile
 from nlbfarm.core.commands import (
     ApplyFilter,
@@ -44,6 +42,7 @@ from nlbfarm.core.versions import Versions
 from nlbfarm.core.wire import AnyMessage, OrderMessage, version_of
 from nlbfarm.damping import Starts
 from nlbfarm.errors import NlbfarmError, PeerError
+from nlbfarm.events import EventLog, EventStream
 from nlbfarm.incarnation import next_incarnation, save_incarnation
 from nlbfarm.interfaces import Received
 from nlbfarm.parts import Parts
@@ -75,7 +74,9 @@ class Runtime:
         self.started_at = parts.clock.monotonic()
         self.rejections = Rejections(parts.peers, parts.settings.nodes)
         self.versions = Versions(parts.peers, parts.codec.newest)
-        self._log = structlog.get_logger("nlbfarm.node")
+        self.log = EventLog(EventStream(), clock=parts.clock)
+        """Everything that happens; ``log.stream`` is for whoever wants to know it in this process."""
+        self._log = self.log
         self._dialect = Dialect(parts.settings, parts.former_digest)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -103,9 +104,10 @@ class Runtime:
             take_out=lambda action, reason: self.administration.take_out(action, reason),  # noqa: PLW0108 - made below
             spawn=self._spawn_service,
             clock=parts.clock,
+            log=self.log,
         )
-        self.vips = VipKeeper(parts.vips, self.handle, self.supervising.vips_changed)
-        self.filter = FilterKeeper(parts.backend, self.vips, self.handle, self._spawn)
+        self.vips = VipKeeper(parts.vips, self.handle, self.supervising.vips_changed, self.log)
+        self.filter = FilterKeeper(parts.backend, self.vips, self.handle, self._spawn, self.log)
         self.administration = Administration(
             parts.settings,
             AdminFile(parts.admin_file),
@@ -116,6 +118,7 @@ class Runtime:
             parts.clock,
             self.handle,
             self._spawn,
+            self.log,
         )
         self.remote = Remote(
             Orders(parts.settings.node, self._names, parts.settings.interval),
@@ -125,6 +128,7 @@ class Runtime:
             self._send_order,
             self._spawn,
             parts.clock,
+            self.log,
         )
 
     def running(self) -> Node:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from math import inf
 from typing import TYPE_CHECKING
 
-import structlog
-
 from nlbfarm.core.events import Event as NodeEvent
 from nlbfarm.core.events import ResourceChanged
 from nlbfarm.core.supervision import Action, CheckSpec, RuleSpec, Supervision, SupervisionSettings
@@ -37,6 +35,7 @@ from nlbfarm.core.supervision.model import (
 )
 from nlbfarm.core.supervision.placing import placed
 from nlbfarm.errors import HostError, NlbfarmError
+from nlbfarm.events import EventLog
 from nlbfarm.interfaces import Clock
 from nlbfarm.parts import Check, Supervised
 from nlbfarm.restarts import Restarts
@@ -46,6 +45,9 @@ if TYPE_CHECKING:
     from nlbfarm.core.node import Node
 
 __all__ = ["Supervising"]
+
+STOP_SLACK_S = 30.0
+"""What stops a service has so much longer than the service itself: then it is taken for hung."""
 
 LOOK_S = 1.0
 """How often a service that has ended during a maintenance is looked for."""
@@ -63,6 +65,7 @@ class Supervising:
         take_out: Drains or stops this node, for a reason.
         spawn: Starts a task of the node.
         clock: The present.
+        log: Of the node.
     """
 
     def __init__(
@@ -79,9 +82,10 @@ class Supervising:
         take_out: Callable[[Action, str], Coroutine[None, None, None]],
         spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
         clock: Clock,
+        log: EventLog,
     ) -> None:
         self.services = {one.spec.name: one for one in services}
-        self.checking = Checking(checks, self._checked, spawn)
+        self.checking = Checking(checks, self._checked, spawn, log)
         self._last_stays = last_stays
         self._salt = salt
         self._settings = self._settings_of(checks, rules)
@@ -93,7 +97,7 @@ class Supervising:
         self._spawn = spawn
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._log = structlog.get_logger("nlbfarm.node")
+        self._log = log
         self._timer: asyncio.TimerHandle | None = None
         self._wish = ""
         """Why the services are to run as soon as the virtual IPs are there; empty: they are not, or do."""
@@ -277,8 +281,12 @@ class Supervising:
                 await asyncio.gather(task, return_exceptions=True)
         await self._saved()
         problem = ""
+        patience = self.services[name].stop_timeout + STOP_SLACK_S
         try:
-            await service.stop(command.reason)
+            async with asyncio.timeout(patience):
+                await service.stop(command.reason)
+        except TimeoutError:
+            problem = f"it has not been stopped after {patience:g} s"
         except NlbfarmError as error:
             problem = str(error)
         except Exception as error:  # noqa: BLE001 - a plug-in's fault; the service is tried again or given up

@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
-import structlog
-
 from nlbfarm.core.events import Event, Reachability, ResourceChanged
 from nlbfarm.core.policy import IPAddress
 from nlbfarm.errors import HostError
+from nlbfarm.events import EventLog
 from nlbfarm.interfaces import VIPManager
 
 __all__ = ["REPAIR_S", "VIPS", "VipKeeper"]
@@ -32,15 +31,20 @@ class VipKeeper:
         manager: What does it.
         handle: Where events go.
         changed: Told when they are there, and when they are no longer wanted.
+        log: Of the node.
     """
 
     def __init__(
-        self, manager: VIPManager, handle: Callable[[Event], None], changed: Callable[[bool], None]
+        self,
+        manager: VIPManager,
+        handle: Callable[[Event], None],
+        changed: Callable[[bool], None],
+        log: EventLog,
     ) -> None:
         self._manager = manager
         self._handle = handle
         self._changed = changed
-        self._log = structlog.get_logger("nlbfarm.node")
+        self._log = log
         self._changing = asyncio.Lock()
         """Held while the VIPs are brought up or taken away."""
         self._nudged = asyncio.Event()

@@ -30,6 +30,8 @@ class Concern:
         """Why, for a person."""
         self._confirm = confirm
         self._last_stays = last_stays
+        self._bad = False
+        """It was bad when it last said anything."""
         self._bad_since = 0.0
         self._was_ok = False
         self._told: SetResource | None = None
@@ -42,15 +44,18 @@ class Concern:
     def learn(self, ok: bool | None, detail: str, now: float) -> bool:
         """Take in what it says now; return whether that is another thing than before."""
         changed = ok is not self.ok
-        if ok is False and changed:
+        if ok is False and not self._bad:
             self._bad_since = now
+        if ok is not None:
+            self._bad = not ok
         self._was_ok |= ok is True
         self.ok, self.detail = ok, detail
         return changed
 
     def begin(self) -> None:
         """Begin anew: what was before the application was started says nothing."""
-        self.ok, self.detail, self._was_ok = None, "", False
+        self.ok, self.detail = None, ""
+        self._was_ok = self._bad = False
 
     def trust(self) -> None:
         """Take it for well until it says otherwise: the node has been serving without it."""
@@ -73,6 +78,8 @@ class Concern:
         """
         if not self.matters or (paused and self.ok is False):
             return
+        if self.ok is None and self._bad:
+            return  # it is looked at anew: what was bad stays so until that is done
         if self.ok is not False:
             unknown = self.ok is None and not self._was_ok
             said = SetResource(self.resource, None if unknown else True)

@@ -11,7 +11,7 @@ What holds, whatever checkers say (``nlbfarm.testing`` drives this machine with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import inf
 
 from nlbfarm.core.messages import Fitness
@@ -112,6 +112,11 @@ class Supervision:
             for name in self.services
         }
         """By service the checkers that say whether it is up; the others are the node's own business."""
+        self._own = {
+            name: tuple(spec.name for spec in settings.checks if spec.service == name)
+            for name in self.services
+        }
+        """By service the checkers that look at it: not while it is being stopped and started."""
         self._looks = {name: self._looked_at(name) for name in self.services}
 
     def _looked_at(self, service: str) -> tuple[str, ...]:
@@ -224,10 +229,12 @@ class Supervision:
         return self._out
 
     def _run(self, reason: str, now: float) -> None:
+        if self._wanted:
+            return  # they run, or are about to
         self._wanted, self._taken_out = True, False
         for concern in self._concerns:
             concern.begin()
-        waiting = {name for names in self._looks.values() for name in names}
+        waiting = {name for names in self._own.values() for name in names}
         free = tuple(name for name in self.checks if name not in waiting)
         if free:
             self._out.append(Look(free, wanted=True))
@@ -258,7 +265,7 @@ class Supervision:
         """Take in what became of a service."""
         match event:
             case Started():
-                service.ended = ""
+                service.ended, service.started = "", True
                 self._occur(service, Occurrence.STARTED, "it runs; its checkers have yet to answer", now)
             case StartFailed():
                 if service.phase is Phase.STARTING:
@@ -317,18 +324,48 @@ class Supervision:
         if service.phase is Phase.QUEUED:
             missing = [name for name in service.spec.after if self.services[name].phase is not Phase.UP]
             if not missing:
-                self._occur(service, Occurrence.READY, service.reason, now)
+                self._occur(service, Occurrence.READY, service.cause, now)
             else:
                 service.reason = "waits for " + ", ".join(missing)
-        if service.phase in (Phase.CHECKING, Phase.GIVEN_UP) and not service.ended and self._content(service):
+        if service.phase in (Phase.CHECKING, Phase.GIVEN_UP) and self._content(service):
             self._occur(service, Occurrence.ANSWERS, "its checkers are content", now)
         return service.phase is not before
 
     def _content(self, service: ServiceState) -> bool:
         attached = self._attached[service.spec.name]
-        if service.phase is Phase.GIVEN_UP and not attached:
-            return False  # nobody would see it
-        return all(self.checks[name].ok for name in attached)
+        if service.phase is Phase.GIVEN_UP and not self._recovers(service):
+            return False
+        return service.started and not service.ended and all(self.checks[name].ok for name in attached)
+
+    def _recovers(self, service: ServiceState) -> bool:
+        """Whether nothing keeps a service that was given up from being up again, but for its own checkers.
+
+        Without one of those nobody would see that it is well.
+        """
+        return (
+            bool(self._attached[service.spec.name])
+            and all(self.services[name].phase is Phase.UP for name in service.spec.after)
+            and not any(self._asking(service))
+            and not any(self._asking_all())
+        )
+
+    def _asking(self, service: ServiceState) -> Iterator[Concern]:
+        """Yield the checkers and rules that are bad and ask for a restart of this service."""
+        for specs, concerns in ((self.settings.checks, self.checks), (self.settings.rules, self.rules)):
+            for spec in specs:
+                concern = concerns[spec.name]
+                if (
+                    spec.action is Action.RESTART
+                    and spec.service == service.spec.name
+                    and concern.ok is False
+                ):
+                    yield concern
+
+    def _asking_all(self) -> Iterator[Concern]:
+        """Yield those that ask for a restart of all services."""
+        for concern in self._concerns:
+            if concern.action is Action.RESTART_ALL and concern.ok is False:
+                yield concern
 
     def _judge(self, service: ServiceState, now: float) -> None:
         """See whether a service has failed, and what is to be done about it."""
@@ -344,11 +381,12 @@ class Supervision:
         spec = service.spec
         if service.phase not in (Phase.STARTING, Phase.CHECKING, Phase.UP):
             return _WELL
-        if service.ended:
-            up = service.phase is Phase.UP
-            # One that cannot be started is tried again, whatever is wanted when it ends later.
-            return (spec.on_exit if up or spec.on_exit in LEAVES else Action.RESTART), service.ended
-        if service.phase is not Phase.UP:
+        up = service.phase is Phase.UP
+        # One that cannot be started is tried again, whatever is wanted when it ends later.
+        on_exit = spec.on_exit if up or spec.on_exit in LEAVES else Action.RESTART
+        if service.ended and on_exit not in (Action.NONE, Action.WAIT):
+            return on_exit, service.ended
+        if not up:
             if now < service.deadline:
                 return _WELL
             said = [self.checks[name].detail for name in self._attached[spec.name]]
@@ -356,28 +394,15 @@ class Supervision:
             return Action.RESTART, f"not well {spec.start_timeout:g} s after its start" + (
                 f": {seen}" if seen else ""
             )
-        for check in self.settings.checks:
-            if check.service == spec.name and check.action is Action.RESTART:
-                concern = self.checks[check.name]
-                if concern.ok is False:
-                    return Action.RESTART, concern.detail
-        for rule in self.settings.rules:
-            if (
-                rule.service == spec.name
-                and rule.action is Action.RESTART
-                and self.rules[rule.name].ok is False
-            ):
-                return Action.RESTART, self.rules[rule.name].detail
-        return _WELL
+        return next(((Action.RESTART, concern.detail) for concern in self._asking(service)), _WELL)
 
     def _judge_all(self, now: float) -> None:
         """See whether a checker or a rule wants every service restarted; not while one is under way."""
         if any(service.phase is not Phase.UP for service in self._all):
             return
-        for concern in self._concerns:
-            if concern.action is Action.RESTART_ALL and concern.ok is False:
-                self._restart(self._all, concern.detail, now)
-                return
+        for concern in self._asking_all():
+            self._restart(self._all, concern.detail, now)
+            return
 
     def _restart(self, targets: Iterable[ServiceState], reason: str, now: float) -> None:
         """Restart these services, or give up those that may not be restarted any more."""
@@ -443,12 +468,14 @@ class Supervision:
                     self._out.append(SaveRestarts(self._budget.times()))
                 case Step.STOP:
                     service.stop_due = True
-                    self._look(name, wanted=False, now=now)
+                    self._look(self._own[name], wanted=False, now=now)
                 case Step.START:
-                    service.ended = ""
+                    service.ended, service.started = "", False
                     self._out.append(Start(name, reason))
-                case Step.LOOK | Step.GIVE_UP:
-                    self._look(name, wanted=True, now=now)
+                case Step.LOOK:
+                    self._look(self._looks[name], wanted=True, now=now)
+                case Step.GIVE_UP:
+                    self._look(self._own[name], wanted=True, now=now)
         self._enter(service, now)
         if transition.to in _TOLD:
             warning = transition.to in (Phase.RESTARTING, Phase.GIVEN_UP) and bool(transition.steps)
@@ -464,14 +491,15 @@ class Supervision:
                 service.deadline = service.started_at + service.spec.start_timeout
             case Phase.BACKOFF:
                 service.deadline = now + service.pause
+            case Phase.QUEUED:
+                service.cause = service.reason
             case Phase.STOPPING | Phase.STOPPED:
                 service.ended = ""
                 service.was_up = False
             case _:
                 pass
 
-    def _look(self, service: str, *, wanted: bool, now: float) -> None:
-        names = self._looks[service]
+    def _look(self, names: tuple[str, ...], *, wanted: bool, now: float) -> None:
         for name in names:
             self.checks[name].learn(None, "", now)
         if names:

@@ -201,7 +201,7 @@ class Placed:
 
     Args:
         serving: Whether this node has buckets.
-        others: Whether another node is there that is fit to have them.
+        others: Whether other nodes have all of them, and one of those is fitter than this one.
     """
 
     serving: bool

@@ -18,6 +18,8 @@ class ServiceState:
         self.phase = Phase.STOPPED
         self.reason = "not started yet"
         """Why it is in its phase, for a person."""
+        self.cause = ""
+        """Why it is started next."""
         self.since = -inf
         self.started_at = -inf
         """When its newest start began."""
@@ -31,6 +33,8 @@ class ServiceState:
         """Seconds to wait before it is started again."""
         self.failure = ""
         """Why it failed last since it was started on purpose; empty once it is up."""
+        self.started = False
+        """What the newest ``Start`` asked for is done."""
         self.ended = ""
         """Why it ended by itself; empty while it runs."""
         self.stop_due = False
