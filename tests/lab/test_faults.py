@@ -35,7 +35,7 @@ for address in sys.argv[4:]:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab(nodes=3, server="builtin", checker=False) as lab:
+    with Lab(nodes=3, server="builtin", checker=False, gateway=True) as lab:
         for node in lab.names:
             addresses = [str(address) for address in topology.node_addresses(lab.id_of(node))]
             argv = [sys.executable, "-c", LISTEN, str(PORT), *addresses]
@@ -91,6 +91,21 @@ def test_a_share_is_lost_by_chance(lab: Lab) -> None:
         lab.faults.heal()
     assert second == 200
     assert 120 < first < 195  # 160 to be expected; six standard deviations on each side
+
+
+def test_a_gateway_is_out_of_reach_for_those_who_are_named(lab: Lab) -> None:
+    def reaches(node: str) -> bool:
+        ping = ["ping", "-c1", "-W1", "-q", str(topology.GATEWAY_ADDRESS)]
+        return lab.exec(node, ping, check=False).code == 0
+
+    assert [reaches(node) for node in lab.names] == [True, True, True]
+    lab.faults.cut_off(["web2"], topology.GATEWAY)
+    try:
+        assert [reaches(node) for node in lab.names] == [True, False, True]
+        assert sent(lab, "web1", "web2", "n") == [1, 1]
+    finally:
+        lab.faults.heal()
+    assert reaches("web2")
 
 
 def test_a_partition_cuts_everything_and_parts_the_clients(lab: Lab) -> None:

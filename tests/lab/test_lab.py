@@ -14,8 +14,10 @@ import pytest
 from tests.lab.hand import GROUP_MAC, RULE, SEED, first, serve_by_hand
 
 from nlbfarm.core.buckets import BUCKETS
-from nlbfarm.lab import Lab, LabError, Probing, topology
+from nlbfarm.errors import HostError
+from nlbfarm.lab import Application, Lab, LabError, Probing, topology
 from nlbfarm.lab.servers import SERVERS, choose
+from nlbfarm.lab.supervisor import ROOT
 from nlbfarm.lab.world import inhabitants
 
 pytestmark = pytest.mark.netns
@@ -92,11 +94,20 @@ def test_the_difference_of_a_host_names_what_changed() -> None:
         assert lab.changes("web1") == []
 
 
+FETCH = """
+import http.client
+connection = http.client.HTTPConnection("192.0.2.11", timeout=5)
+connection.request("GET", "/")
+answer = connection.getresponse()
+print(answer.status, answer.read().decode())
+"""
+
+
 @pytest.mark.parametrize("name", SERVERS)
 def test_each_server_serves_its_name_and_its_health(name: str) -> None:
     try:
         choose(name)
-    except Exception as error:
+    except HostError as error:
         pytest.skip(f"lack of {name}: {error}")
     ask = "import urllib.request as u; print(u.urlopen('http://192.0.2.11/').read(), u.urlopen('http://192.0.2.11/health').read())"
     with Lab(nodes=1, server=name) as lab:
@@ -106,6 +117,19 @@ def test_each_server_serves_its_name_and_its_health(name: str) -> None:
         assert lab.world.call("processes", ns="web1") == []
         lab.start_server("web1")
         assert lab.exec(topology.CLIENT, [sys.executable, "-c", ask]).out == answer
+
+        application = Application(lab)
+        application.sicken("web1")
+        fetch = [sys.executable, "-c", FETCH]
+        assert lab.exec(topology.CLIENT, fetch).out.split() == ["503", "web1"]
+        application.heal("web1")
+        assert lab.exec(topology.CLIENT, fetch).out.split() == ["200", "web1"]
+        application.spoil("web1")
+        lab.stop_server("web1")
+        argv = lab.server.argv(ROOT / "web1" / "server")
+        assert lab.exec("web1", argv, check=False).code != 0
+        application.repair("web1")
+        lab.start_server("web1")
 
 
 def test_a_lab_closes_without_a_trace() -> None:

@@ -42,9 +42,11 @@ def test_an_answer_is_complete_when_its_body_is(answer: bytes, body: str | None)
 
 
 async def test_the_builtin_server_keeps_connections_alive_and_closes_when_asked(tmp_path: Path) -> None:
-    (tmp_path / "index.html").write_text("web1\n")
-    (tmp_path / "health").write_text("ok\n")
-    server = await webserver.listen("127.0.0.1", 0, tmp_path)
+    pages = tmp_path / "htdocs"
+    pages.mkdir()
+    (pages / "index.html").write_text("web1\n")
+    (pages / "health").write_text("ok\n")
+    server = await webserver.listen("127.0.0.1", 0, pages)
     try:
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
 
@@ -58,6 +60,14 @@ async def test_the_builtin_server_keeps_connections_alive_and_closes_when_asked(
         assert await ask(b"GET /other HTTP/1.1\r\n\r\n") == b"HTTP/1.1 404 Not Found not found\n"
         assert await ask(b"GET / HTTP/1.0\r\n\r\n") == b"HTTP/1.1 200 OK web1\n"
         assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+
+        (tmp_path / "ill").touch()
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        assert await ask(b"GET /health HTTP/1.1\r\n\r\n") == b"HTTP/1.1 503 Service Unavailable web1\n"
+        (tmp_path / "ill").unlink()
+        assert await ask(b"GET /health HTTP/1.1\r\n\r\n") == b"HTTP/1.1 200 OK ok\n"
         writer.close()
         await writer.wait_closed()
 

@@ -149,7 +149,9 @@ def _as_text(file: Path, examined: Examined, found: _Found) -> Iterator[str]:
 def _table(head: str, trials: Sequence[Trial], *, good: str, bad: str) -> Iterator[str]:
     words = {True: good, False: bad, None: "-"}
     rows = [("NAME", "TYPE", "RESULT", "DETAIL")]
-    rows += [(one.name, one.type, "UNUSABLE" if one.problem else words[one.ok], one.detail) for one in trials]
+    for one in trials:
+        seen = ("UNUSABLE", "see above") if one.problems else (words[one.ok], one.detail)
+        rows.append((one.name, one.type, *seen))
     if trials:
         yield head
         yield columns(rows)

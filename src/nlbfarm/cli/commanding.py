@@ -1,4 +1,4 @@
-"""``start``, ``stop``, ``drain``, ``restart``, ``pause``, ``power``, ``failback`` and ``reload``: commands."""
+"""``start``, ``stop``, ``drain``, ``restart``, ``pause``, ``power``, ``failback``, ``reload``."""
 
 from __future__ import annotations
 

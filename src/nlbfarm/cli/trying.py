@@ -39,7 +39,7 @@ class Trial:
         name, type: As ``status`` shows them.
         ok: Whether it runs, or is well; ``None``: that was not tried.
         detail: What was seen.
-        problem: Why it cannot be used on this host; empty if it can.
+        problems: Why it cannot be used on this host; empty if it can.
         notes: What is allowed but probably not meant.
     """
 
@@ -48,16 +48,16 @@ class Trial:
     type: str
     ok: bool | None = None
     detail: str = ""
-    problem: str = ""
+    problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return it for a program."""
         return {"name": self.name, "type": self.type, "ok": self.ok, "detail": self.detail}
 
-    def fails(self, problem: str) -> Trial:
+    def fails(self, *problems: str) -> Trial:
         """Return it with what keeps it from being used."""
-        return replace(self, ok=False, detail=problem, problem=problem)
+        return replace(self, ok=False, detail="; ".join(problems), problems=problems)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,7 @@ class Trials:
         """Yield what cannot be used on this host."""
         yield from self.others
         for trial in (*self.services, *self.checkers):
-            if trial.problem:
-                yield Problem(trial.path, trial.problem)
+            yield from (Problem(trial.path, problem) for problem in trial.problems)
 
     def notes(self) -> Iterator[Problem]:
         """Yield what is allowed but probably not meant."""
@@ -88,7 +87,7 @@ class Trials:
     def down(self) -> Iterator[Problem]:
         """Yield what checkers found: an application need not run yet."""
         for trial in self.checkers:
-            if trial.ok is False and not trial.problem:
+            if trial.ok is False and not trial.problems:
                 yield Problem(trial.path, f"is down: {trial.detail}")
 
 
@@ -118,7 +117,7 @@ async def try_out(config: FarmConfig, node_id: int, runtime_dir: Path) -> Trials
         made = [one for _, one in services if one is not None]
         try:
             looked = await asyncio.gather(*(_look(trial, one) for trial, one in services))
-            unusable = {trial.name for trial in looked if trial.problem}
+            unusable = {trial.name for trial in looked if trial.problems}
             usable = {one.spec.name: one for one in made if one.spec.name not in unusable}
             maker = CheckMaker(node_id, manager, made, runtime_dir)
             tried = await asyncio.gather(
@@ -155,10 +154,11 @@ async def _look(trial: Trial, one: Supervised | None) -> Trial:
     """Ask the host how a service is, and what it lacks for it."""
     if one is None:
         return trial
-    notes = getattr(one.service, "notes", None)
     try:
         async with asyncio.timeout(_SERVICE_S):
-            said: Sequence[str] = await notes() if notes is not None else ()
+            lacks, notes = [await _say(one, what) for what in ("lacks", "notes")]
+            if lacks:
+                return trial.fails(*lacks)
             found = await one.service.running()
     except TimeoutError:
         return trial.fails(f"nothing on this host says within {_SERVICE_S:g} s how it is")
@@ -166,7 +166,14 @@ async def _look(trial: Trial, one: Supervised | None) -> Trial:
         return trial.fails(str(error))
     except Exception as error:  # noqa: BLE001 - a plug-in's fault, to be told like any other
         return trial.fails(f"what starts and stops it fails: {type(error).__name__}: {error}")
-    return replace(trial, ok=found.ok, detail=found.detail, notes=tuple(said))
+    return replace(trial, ok=found.ok, detail=found.detail, notes=tuple(notes))
+
+
+async def _say(one: Supervised, what: str) -> Sequence[str]:
+    """Return what a service of ours says of itself; of a vendor's, that need not be there."""
+    ask = getattr(one.service, what, None)
+    found: Sequence[str] = await ask() if ask is not None else ()
+    return found
 
 
 # -- checkers ------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ Where things are:
 - ``probing``: ``Probing``: asks every bucket all the time, to see who serves it; ``prober`` is its process
 - ``talking``: ``Talking``: holds connections that keep talking, to see whether one breaks; ``talker`` is its
   process. ``client`` and ``endpoints`` are what the two have in common
-- ``faults``: ``Faults``: loss and partitions, at the switch
+- ``faults``: ``Faults``: loss, partitions and a gateway out of reach, at the switch
+- ``application``: ``Application``: what befalls the web servers: they crash, hang, answer errors
 - ``operator``: ``Operator``: the administrator, who drains and stops nodes and changes their powers
 - ``configuration``, ``nodelog``: what the nodes read and write
 - ``story``, ``acts``: what ``nlbfarm-node demo`` tells
@@ -37,6 +38,7 @@ exec would keep the socket open: do not use ``multiprocessing``'s fork start met
 
 from __future__ import annotations
 
+from nlbfarm.lab.application import Application
 from nlbfarm.lab.farm import Lab
 from nlbfarm.lab.faults import Faults
 from nlbfarm.lab.operator import Operator
@@ -47,6 +49,7 @@ from nlbfarm.lab.world import Done, LabError, missing
 
 __all__ = [
     "SERVERS",
+    "Application",
     "Broken",
     "Done",
     "Double",

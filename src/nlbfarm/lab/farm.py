@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,8 @@ class Lab:
     the farm's processes. Leaving it, or the end of this process by any signal, ends and removes
     everything. Methods that name a node raise ``LabError`` when something inside the lab fails.
 
+    With ``service`` the lab only installs the web servers: each node runs its own, and looks after it.
+
     Args:
         nodes: How many, 1..32; they are called ``web1``, ``web2`` and so on.
         server: ``"apache"``, ``"nginx"``, ``"builtin"`` or ``"auto"``.
@@ -40,6 +42,11 @@ class Lab:
         checker: Whether each node looks at its web server.
         farm: Lines of the configuration's section ``[farm]``.
         heartbeat: Lines of the section ``[heartbeat]``.
+        rule: More lines of the rule.
+        powers: The powers of the first nodes, where they are not 1.
+        service: Lines of a ``[[services]]`` entry, such as ``stop_timeout = "2s"``: the nodes run their web
+            servers themselves, in this way. ``None``: the lab does.
+        gateway: Whether there is a gateway.
         extra: TOML that is added to the farm's configuration.
 
     Raises:
@@ -56,12 +63,18 @@ class Lab:
         checker: bool = True,
         farm: str = "",
         heartbeat: str = "",
+        rule: str = "",
+        powers: Sequence[int] = (),
+        service: str | None = None,
+        gateway: bool = False,
         extra: str = "",
     ) -> None:
         if not 1 <= nodes <= topology.MAX_NODES:
             raise UsageError(f"a lab has 1 to {topology.MAX_NODES} nodes, not {nodes}")
         self.server = servers.choose(server)
         self.names = tuple(f"web{number}" for number in range(1, nodes + 1))
+        self.supervised = service is not None
+        """Whether the nodes run their web servers themselves."""
         self.before: dict[str, hoststate.HostState] = {}
         """What each node's host looked like when it had booted, before the farm's process started."""
         self._configuration = partial(
@@ -70,8 +83,12 @@ class Lab:
             checker=checker,
             farm=farm,
             heartbeat=heartbeat,
+            rule=rule,
+            powers=powers,
+            service="" if service is None else f"{configuration.command(self.server)}\n{service}",
             extra=extra,
         )
+        self._gateway = gateway
         self._world: World | None = None
         self._faults: Faults | None = None
         self._running: set[str] = set()
@@ -85,6 +102,8 @@ class Lab:
             self.world.call("keygen", path=f"{FARM}.key")
             topology.add_switch(self.world)
             topology.add_client(self.world)
+            if self._gateway:
+                topology.add_gateway(self.world)
             for name in self.names:
                 self.boot(name)
         except BaseException:
@@ -154,7 +173,7 @@ class Lab:
         self.world.call("write", path="farm.toml", text=self.configuration())
 
     def boot(self, node: str) -> None:
-        """Plug a machine in and start its web server; the farm's process is started by ``start``.
+        """Plug a machine in and start its web server, if the lab runs it; the farm's process: ``start``.
 
         A machine that boots for the first time gets a copy of the configuration and of the key.
         """
@@ -162,7 +181,9 @@ class Lab:
         self.world.run(["sh", "-c", copy, str(ROOT / node), str(ROOT)])
         topology.add_node(self.world, node, self.id_of(node), any_port=os.geteuid() != 0)
         self._booted.add(node)
-        self.start_server(node)
+        self.install_server(node)
+        if not self.supervised:
+            self.start_server(node)
         self.before[node] = self.snapshot(node)
 
     def crash(self, node: str) -> float:
@@ -186,12 +207,15 @@ class Lab:
         names = topology.ports(node)
         return float(self.world.call("link", names=[names[network] for network in networks], up=up))
 
+    def install_server(self, node: str) -> None:
+        """Write the files of a node's web server, as they should be."""
+        for path, text in self.server.files(ROOT / node / "server", node).items():
+            self.world.call("write", path=f"{node}/server/{path}", text=text)
+
     def start_server(self, node: str) -> None:
         """Start a node's web server and wait until it listens."""
-        directory = ROOT / node / "server"
-        for path, text in self.server.files(directory, node).items():
-            self.world.call("write", path=f"{node}/server/{path}", text=text)
-        name = f"{node}/server"
+        self.install_server(node)
+        directory, name = ROOT / node / "server", f"{node}/server"
         self.world.spawn(name, self.server.argv(directory), ns=node, log=f"{directory}.log")
 
         def listens() -> bool:
@@ -303,6 +327,8 @@ class Lab:
     def settle(self, *nodes: str, timeout: float = 20) -> tuple[int, ...]:
         """Wait until these nodes (default: all running), and only these, share all 256 buckets.
 
+        With the mode ``failover``: until one of them has all buckets, and the others could have them.
+
         Returns:
             The owner's id of each bucket.
         """
@@ -314,9 +340,17 @@ class Lab:
                 if code is not None:
                     raise LabError(f"nlbfarm-node of {node} ended with {code}: {self.log(node)[-2000:]}")
             placement = self.placement(*nodes)
-            return placement if placement and set(placement) == ids else None
+            if placement is None or not set(placement) <= ids:
+                return None
+            return placement if set(placement) == ids or self._stands_by(ids) else None
 
         return self.wait_for(shared, timeout, f"{', '.join(nodes or self.running)} to share all buckets")
+
+    def _stands_by(self, ids: Collection[int]) -> bool:
+        """Whether these nodes serve a group that one node has at a time, and all of them are ready."""
+        status = self.status(self.names[min(ids) - 1])
+        ready = {row["id"] for row in status["nodes"] if row["state"] == "UP" and row["in_view"]}
+        return status["groups"][0]["mode"] == "failover" and ready == set(ids)
 
     def log(self, node: str) -> str:
         """Return the log of a node's farm process."""
@@ -326,6 +360,11 @@ class Lab:
         """Return what a node's log says happened from ``since`` (monotonic, seconds) on."""
         text = self.world.call("read", path=f"{node}/node.log", last=3_000_000)
         return [event for event in nodelog.parse(text) if event.at >= since]
+
+    def journal(self, node: str, since: float = 0.0) -> list[nodelog.LogEvent]:
+        """Return what a node's journal of events says happened from ``since`` (monotonic, seconds) on."""
+        text = self.world.call("read", path=f"{node}/state/{FARM}/events.jsonl", last=3_000_000)
+        return [event for event in nodelog.parse_journal(text) if event.at >= since]
 
     # Looking around
 
@@ -347,7 +386,7 @@ class Lab:
         return words[words.index("lladdr") + 1] if "lladdr" in words else ""
 
     def leftovers(self) -> list[str]:
-        """End the web servers; return a line for everything that stopped farm processes left on their hosts.
+        """End the web servers that the lab runs; return a line for everything that stopped nodes left behind.
 
         That is: state of the host, processes, files in their runtime directory.
         """
@@ -356,7 +395,8 @@ class Lab:
             if node not in self._booted:
                 continue
             lines += [f"{node}: {line}" for line in self.changes(node)]
-            self.stop_server(node)
+            if not self.supervised:
+                self.stop_server(node)
             lines += [f"{node}: process {line}" for line in self.world.call("processes", ns=node)]
             files = self.world.run(
                 ["find", str(ROOT / node / "run"), "!", "-type", "d"], check=False

@@ -109,6 +109,12 @@ class Faults:
                 drops += [_Drop(port, topology.ports(node)[0], f"ip saddr {address}") for node in others]
         return self._add(drops)
 
+    def cut_off(self, nodes: Iterable[str], host: str) -> float:
+        """Let no frame pass between these nodes and another host of the first network: the gateway."""
+        far = topology.ports(host)[0]
+        near = [topology.ports(node)[0] for node in nodes]
+        return self._add(drop for port in near for drop in (_Drop(port, far), _Drop(far, port)))
+
     def heal(self) -> float:
         """Take every fault back."""
         self._drops = []

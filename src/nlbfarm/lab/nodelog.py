@@ -1,4 +1,4 @@
-"""The log of a node in the lab, which is JSON, as events on the clock of all measurements."""
+"""The log and the journal of a node in the lab as events on the clock of all measurements."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-__all__ = ["LogEvent", "parse"]
+from nlbfarm.events import NodeEvent
+
+__all__ = ["LogEvent", "parse", "parse_journal"]
 
 
 @dataclass(frozen=True, slots=True)
 class LogEvent:
-    """A line of a node's log.
+    """A line of a node's log, or of its journal.
 
     Args:
         at: Seconds on the monotonic clock.
@@ -35,7 +37,7 @@ def parse(text: str) -> list[LogEvent]:
     The log has the time of day: it is converted by what the two clocks of this host say now, so that it is
     wrong by what the time of day was set meanwhile.
     """
-    offset = time.time() - time.monotonic()
+    offset = _offset()
     events = []
     for line in text.splitlines():
         try:
@@ -45,3 +47,21 @@ def parse(text: str) -> list[LogEvent]:
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
     return events
+
+
+def parse_journal(text: str) -> list[LogEvent]:
+    """Read a journal of events; lines that are none are left out. The clocks are as for ``parse``."""
+    offset = _offset()
+    events = []
+    for line in text.splitlines():
+        try:
+            event = NodeEvent.from_json(json.loads(line))
+        except ValueError:
+            continue
+        events.append(LogEvent(event.time - offset, event.name, event.severity.value, event.fields))
+    return events
+
+
+def _offset() -> float:
+    # Whatever comes between the two calls on a busy machine makes it smaller.
+    return max(time.time() - time.monotonic() for _ in range(10))

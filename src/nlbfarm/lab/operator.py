@@ -40,6 +40,10 @@ class Operator:
         """Set a node's weight in every group; ``None`` is what is configured."""
         self._order("power", node, through, power=power, group=None)
 
+    def failback(self, node: str) -> None:
+        """Give failover groups back to who comes first, told to any node."""
+        self._lab.control(node, "failback", {"group": None})
+
     def reload(self, node: str, text: str = "") -> dict[str, Any]:
         """Let a node read its configuration file again, which is replaced by ``text`` before, if given.
 

@@ -189,6 +189,11 @@ class _Prober:
         except OSError as error:
             self._done(connection, None, "", endpoints.name_of(error.errno or 0))
             return
+        if not chunk and connection.start == 0.0:
+            # Between two requests, in good order: the next request opens another connection.
+            del self._open[sock.fileno()]
+            sock.close()
+            return
         connection.data += chunk
         page = endpoints.body(connection.data)
         if page is not None:

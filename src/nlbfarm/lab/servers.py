@@ -1,8 +1,8 @@
 """The web server of each lab node: Apache, nginx or a small one in Python, with a configuration of its own.
 
 Each serves the node's name at ``/`` and ``ok`` at ``/health``, keeps connections alive for as long as a
-measurement may last, and writes only below its own directory. Nothing of the host's own server
-configuration is read.
+measurement may last, and writes only below its own directory. As long as there is a file ``ill`` in it, every
+answer is a 503, still with the node's name. Nothing of the host's own server configuration is read.
 """
 
 from __future__ import annotations
@@ -10,15 +10,19 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nlbfarm.errors import HostError, UsageError
 
-__all__ = ["SERVERS", "Server", "choose"]
+__all__ = ["ILL", "SERVERS", "Server", "choose"]
+
+ILL = "ill"
+"""Name of the file in a server's directory that makes it answer 503 to everything."""
 
 _SEARCH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 _MODULES = (
@@ -38,12 +42,14 @@ class Server:
         detail: One sentence for a person: which program, and why this one.
         argv: Command for a node's directory, in the foreground.
         files: Files that it needs below that directory: path to text, for the directory and the node's name.
+        mistake: One of them, and what puts a mistake into its text, with which the server does not start.
     """
 
     name: str
     detail: str
     argv: Callable[[Path], list[str]]
     files: Callable[[Path, str], Mapping[str, str]]
+    mistake: tuple[str, Callable[[str], str]]
 
 
 def choose(name: str = "auto") -> Server:
@@ -64,7 +70,7 @@ def choose(name: str = "auto") -> Server:
         except HostError as error:
             missing.append(str(error))
     server = _builtin()
-    return Server(server.name, f"{server.detail} ({'; '.join(missing)})", server.argv, server.files)
+    return replace(server, detail=f"{server.detail} ({'; '.join(missing)})")
 
 
 def _apache() -> Server:
@@ -78,7 +84,7 @@ def _apache() -> Server:
         )
 
     def files(directory: Path, node: str) -> dict[str, str]:
-        wanted = ("mpm_event", "unixd", "authz_core", "dir", "log_config")
+        wanted = ("mpm_event", "unixd", "authz_core", "dir", "log_config", "rewrite")
         shared = [name for name in wanted if (modules / f"mod_{name}.so").exists()]
         load = "\n".join(f"LoadModule {name}_module {modules}/mod_{name}.so" for name in shared)
         config = f"""\
@@ -105,6 +111,10 @@ KeepAliveTimeout 900
 MaxKeepAliveRequests 0
 DocumentRoot {directory}/htdocs
 DirectoryIndex index.html
+ErrorDocument 503 "{node}"
+RewriteEngine On
+RewriteCond "{directory}/{ILL}" -f
+RewriteRule ^ - [R=503,L]
 <Directory {directory}/htdocs>
     Require all granted
 </Directory>
@@ -114,7 +124,7 @@ DirectoryIndex index.html
     def argv(directory: Path) -> list[str]:
         return [*_unprivileged(), program, "-f", f"{directory}/httpd.conf", "-DFOREGROUND"]
 
-    return Server("apache", f"Apache ({program})", argv, files)
+    return Server("apache", f"Apache ({program})", argv, files, ("httpd.conf", _misspelt))
 
 
 def _apache_user() -> str:
@@ -156,6 +166,7 @@ http {{
         listen 80 backlog=1024;
         root {directory}/htdocs;
         index index.html;
+        if (-f {directory}/{ILL}) {{ return 503 "{node}\\n"; }}
     }}
 }}
 """
@@ -174,20 +185,24 @@ http {{
             f"{directory}/nginx.conf",
         ]
 
-    return Server("nginx", f"nginx ({program})", argv, files)
+    return Server("nginx", f"nginx ({program})", argv, files, ("nginx.conf", _misspelt))
 
 
 def _builtin() -> Server:
     def argv(directory: Path) -> list[str]:
         return [sys.executable, "-m", "nlbfarm.lab.webserver", "80", f"{directory}/htdocs"]
 
-    return Server(
-        "builtin", "the small server in Python that comes along", argv, lambda _directory, node: _pages(node)
-    )
+    detail = "the small server in Python that comes along"
+    mistake = ("htdocs/index.html", lambda _text: "")
+    return Server("builtin", detail, argv, lambda _directory, node: _pages(node), mistake)
 
 
 def _pages(node: str) -> dict[str, str]:
     return {"htdocs/index.html": f"{node}\n", "htdocs/health": "ok\n"}
+
+
+def _misspelt(text: str) -> str:
+    return re.sub("listen", "lissten", text, count=1, flags=re.IGNORECASE)
 
 
 def _unprivileged() -> list[str]:

@@ -21,7 +21,7 @@ from nlbfarm.lab.acts import Measurement, Stage
 from nlbfarm.lab.farm import Lab
 from nlbfarm.lab.supervisor import ROOT
 
-__all__ = ["SCENARIOS", "Results", "Scenario", "Story"]
+__all__ = ["SCENARIOS", "Results", "Scenario", "Story", "lab_for"]
 
 # Seconds for a node to end in good order. The clients have gone, but what was connected to a node that was
 # cut off may have ended elsewhere: for its own kernel it is still established.
@@ -38,11 +38,16 @@ class Scenario:
         summary: What happens, in a few words.
         probed: Acts that are watched by the prober, which asks every bucket all the time.
         talked: Acts after these, watched by the talker, whose connections stay and talk.
+        lab: What ``Lab`` is told for it.
     """
 
     summary: str
     probed: Sequence[Act] = ()
     talked: Sequence[Act] = ()
+    lab: Mapping[str, Any] = field(default_factory=dict)
+
+
+_SUPERVISED = 'stop_timeout = "2s"'
 
 
 SCENARIOS: Mapping[str, Scenario] = {
@@ -58,6 +63,35 @@ SCENARIOS: Mapping[str, Scenario] = {
     "freeze": Scenario("the process of a node hangs for 5 s", (acts.freeze,)),
     "partition": Scenario("the network falls apart and heals", (acts.partition,)),
     "oneway": Scenario("heartbeats get lost in one direction, then in the other", (acts.oneway,)),
+    "app-crash": Scenario(
+        "a web server is killed, and its node restarts it", (acts.app_crash,), lab={"service": _SUPERVISED}
+    ),
+    "app-hang": Scenario(
+        "the workers of a web server hang, and its node restarts it",
+        (acts.app_hang,),
+        lab={"service": f'{_SUPERVISED}\nhold = "1s"\nenvironment = {{ DELAY = "1.5" }}'},
+    ),
+    "app-broken": Scenario(
+        "a web server cannot be started any more, and its node leaves",
+        (acts.app_broken,),
+        lab={"service": f'{_SUPERVISED}\nhold = "1s"\nmax_restarts = 2\nbackoff = "500ms"'},
+    ),
+    "gateway-loss": Scenario(
+        "one node loses the gateway, and then all of them do",
+        (acts.gateway_loss,),
+        lab={"gateway": True, "extra": acts.GATEWAY_TOML},
+    ),
+    "all-unhealthy": Scenario(
+        "the web servers of all nodes answer errors, one after the other",
+        (acts.all_unhealthy,),
+        lab={"checker": False, "extra": acts.UNHEALTHY_TOML},
+    ),
+    "failover": Scenario(
+        "one node at a time serves; the first one is lost, comes back, and gets its clients when asked",
+        (acts.takeover,),
+        (acts.failback,),
+        lab=acts.FAILOVER,
+    ),
 }
 """The stories by name."""
 
@@ -99,11 +133,26 @@ class Results:
         return missed
 
 
+def lab_for(scenario: str, nodes: int = 3, server: str = "auto", backend: str = "auto") -> Lab:
+    """Return the lab in which a story takes place, not entered yet. Arguments as for ``Lab``.
+
+    Raises:
+        HostError, UsageError: As ``Lab``; and there is no such story.
+    """
+    return Lab(nodes, server, backend, **_scenario(scenario).lab)
+
+
+def _scenario(name: str) -> Scenario:
+    if name not in SCENARIOS:
+        raise UsageError(f"no scenario {name!r}; choose one of {', '.join(SCENARIOS)}")
+    return SCENARIOS[name]
+
+
 class Story:
     """Runs the demo.
 
     Args:
-        lab: An entered lab of two nodes or more; nothing has been started in it.
+        lab: An entered lab (``lab_for``) of two nodes or more; nothing has been started in it.
         tell: Called with a sentence at each turn of the story.
         scenario: Name of the story.
 
@@ -112,11 +161,9 @@ class Story:
     """
 
     def __init__(self, lab: Lab, tell: Callable[[str], None], scenario: str = "tour") -> None:
-        if scenario not in SCENARIOS:
-            raise UsageError(f"no scenario {scenario!r}; choose one of {', '.join(SCENARIOS)}")
+        self._scenario = _scenario(scenario)
         self.lab = lab
         self.results = Results(scenario, nodes=len(lab.names), server=lab.server.name)
-        self._scenario = SCENARIOS[scenario]
         self._stage = Stage(lab, tell)
         self._tell = tell
 

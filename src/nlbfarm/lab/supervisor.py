@@ -59,6 +59,8 @@ class Supervisor:
             "crash": self.crash,
             "end": self.end,
             "processes": self.processes,
+            "tree": self.tree,
+            "kill": self.kill,
         }
 
     def serve(self) -> None:
@@ -231,6 +233,25 @@ class Supervisor:
                     Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 )
         return [line.strip() for line in lines if line]
+
+    def tree(self, ns: str) -> list[tuple[int, int, str]]:
+        """Return the processes in ``ns``: each with its parent's id and its command line."""
+        self._reap()
+        found = []
+        for pid in self._members(ns):
+            with contextlib.suppress(OSError, IndexError):
+                parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+                line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+                found.append((pid, parent, line.decode(errors="replace").strip()))
+        return found
+
+    def kill(self, pids: list[int], number: int) -> float:
+        """Send a signal to processes that ``tree`` named; returns the monotonic time just before, seconds."""
+        at = time.monotonic()
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        return at
 
     def _members(self, ns: str) -> list[int]:
         inode = (_NETNS / ns).stat().st_ino

@@ -1,10 +1,13 @@
 """The lab's cables and addresses: a switch with two networks, nodes on both, a client on the first.
 
+On demand there is a gateway, too: another host of the first network, which answers to ping.
+
 ====================== ============================== ==============================
 who                    first network (the VIP's)      second network (heartbeats)
 ====================== ============================== ==============================
 node *i* (from 1)      ``eth0`` 192.0.2.(10 + *i*)    ``eth1`` 198.51.100.(10 + *i*)
 client                 ``eth0`` 192.0.2.201 to .204
+gateway                ``eth0`` 192.0.2.1
 the farm               VIP 192.0.2.100
 ====================== ============================== ==============================
 
@@ -22,12 +25,15 @@ from nlbfarm.lab.world import World
 __all__ = [
     "CLIENT",
     "CLIENT_ADDRESSES",
+    "GATEWAY",
+    "GATEWAY_ADDRESS",
     "MAX_NODES",
     "NETWORKS",
     "PROBER_ADDRESSES",
     "TALKER_ADDRESS",
     "VIP",
     "add_client",
+    "add_gateway",
     "add_node",
     "add_switch",
     "mac",
@@ -44,10 +50,14 @@ TALKER_ADDRESS = CLIENT_ADDRESSES[0]
 PROBER_ADDRESSES = CLIENT_ADDRESSES[1:]
 """Where the prober's connections come from; the last one holds connections."""
 
+GATEWAY = "gateway"
+GATEWAY_ADDRESS = IPv4Address("192.0.2.1")
+
 NETWORKS = 2
 MAX_NODES = 32
 
 _BRIDGES = ("br0", "br1")
+_GATEWAY_NUMBER = 0xFE
 
 
 def node_addresses(number: int) -> tuple[IPv4Address, IPv4Address]:
@@ -56,7 +66,7 @@ def node_addresses(number: int) -> tuple[IPv4Address, IPv4Address]:
 
 
 def ports(node: str) -> list[str]:
-    """Return the names of a node's ports on the switch."""
+    """Return the names of a host's ports on the switch."""
     return [f"{node}-a", f"{node}-b"]
 
 
@@ -95,6 +105,12 @@ def add_client(world: World) -> None:
     """Make the client's namespace and plug it in, with all of its addresses."""
     _add_host(world, CLIENT, ["net/ipv4/ip_local_port_range=1024 9999"])
     _plug(world, CLIENT, "client-a", 0, mac(0, 0), [f"{address}/24" for address in CLIENT_ADDRESSES])
+
+
+def add_gateway(world: World) -> None:
+    """Make the gateway's namespace and plug it in; it forwards nothing."""
+    _add_host(world, GATEWAY, [])
+    _plug(world, GATEWAY, ports(GATEWAY)[0], 0, mac(_GATEWAY_NUMBER, 0), [f"{GATEWAY_ADDRESS}/24"])
 
 
 def _add_host(world: World, ns: str, sysctls: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 ``python -m nlbfarm.lab.webserver PORT DIRECTORY``; for hosts without Apache and nginx, and for quick
 tests. Not for anything else: it understands GET and as much of HTTP/1.1 as the lab's clients and checkers
-speak.
+speak. While there is a file ``ill`` beside the directory, it answers 503 to everything, with the first page.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from nlbfarm.lab.servers import ILL
+
 __all__ = ["listen", "main"]
 
 _BACKLOG = 1024
@@ -19,8 +21,9 @@ _LONGEST_HEAD = 16_384
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, pages: Mapping[bytes, bytes]) -> None:
+    def __init__(self, pages: Mapping[bytes, bytes], ill: Path) -> None:
         self._pages = pages
+        self._ill = ill
         self._pending = b""
         self._transport: asyncio.Transport | None = None
 
@@ -50,6 +53,8 @@ class _Connection(asyncio.Protocol):
             body = self._pages.get(parts[1])
             status = b"404 Not Found" if body is None else b"200 OK"
             body = b"not found\n" if body is None else body
+            if self._ill.exists():
+                status, body = b"503 Service Unavailable", self._pages[b"/"]
             self._transport.write(
                 b"HTTP/1.1 %s\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: %s\r\n\r\n%s"
                 % (status, len(body), b"keep-alive" if keep else b"close", body)
@@ -62,11 +67,18 @@ class _Connection(asyncio.Protocol):
 
 
 async def listen(host: str, port: int, directory: Path) -> asyncio.Server:
-    """Serve the files of ``directory``, ``index.html`` also as ``/``, until the server is closed."""
+    """Serve the files of ``directory``, ``index.html`` also as ``/``, until the server is closed.
+
+    Raises:
+        ValueError: The first page is empty.
+    """
     pages = {b"/" + path.name.encode(): path.read_bytes() for path in directory.iterdir()}
     pages[b"/"] = pages[b"/index.html"]
+    if not pages[b"/"]:
+        raise ValueError(f"{directory}/index.html is empty: there is nothing to serve")
     loop = asyncio.get_running_loop()
-    return await loop.create_server(lambda: _Connection(pages), host, port, backlog=_BACKLOG)
+    ill = directory.with_name(ILL)
+    return await loop.create_server(lambda: _Connection(pages, ill), host, port, backlog=_BACKLOG)
 
 
 async def _serve(port: int, directory: Path) -> None:
@@ -76,7 +88,10 @@ async def _serve(port: int, directory: Path) -> None:
 
 def main() -> None:
     """Serve until killed."""
-    asyncio.run(_serve(int(sys.argv[1]), Path(sys.argv[2])))
+    try:
+        asyncio.run(_serve(int(sys.argv[1]), Path(sys.argv[2])))
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,17 @@ from nlbfarm.lab.acts.stage import Measurement, Stage
 from nlbfarm.lab.talking import Tally
 from nlbfarm.lab.world import LabError
 
-__all__ = ["Planned", "drain", "join", "power", "rejoin", "reload", "restart", "stop"]
+__all__ = [
+    "Account",
+    "Planned",
+    "drain",
+    "join",
+    "power",
+    "rejoin",
+    "reload",
+    "restart",
+    "stop",
+]
 
 _WATCH = 2.5  # seconds; every held connection talks twice or more
 
@@ -77,8 +87,13 @@ class Planned(Measurement):
         ]
 
 
-class _Account:
-    """Notes what moves, and what it costs, from now on."""
+class Account:
+    """Notes what moves, and what it costs, from now on.
+
+    Args:
+        stage: Where; the talker runs, and the farm has settled.
+        name: Of the change, in the results.
+    """
 
     def __init__(self, stage: Stage, name: str) -> None:
         self._stage = stage
@@ -100,6 +115,7 @@ class _Account:
         return placement
 
     def close(self, node: str) -> Planned:
+        """Return what it cost; ``node`` is to whom it happened."""
         until = time.monotonic()
         tally = self._stage.talking.tally(self._since, until)
         planned = Planned(
@@ -132,7 +148,7 @@ def rejoin(stage: Stage) -> Planned:
 def join(stage: Stage, name: str = "join") -> Planned:
     """Start the victim's process, which does not run, and let it take its share; the talker runs."""
     lab, victim = stage.lab, stage.victim
-    account = _Account(stage, name)
+    account = Account(stage, name)
     placement = account.step(lambda: lab.start(victim), lambda: lab.settle(timeout=30))
     stage.tell(f"{victim} has its share again; now serving: {stage.shares(placement)}")
     return account.close(victim)
@@ -153,7 +169,7 @@ def _leave(stage: Stage, name: str, order: Callable[[str], None], wait: Callable
     lab.settle()
     if not talking.holders()[victim]:
         talking.turn_over()  # it has just come: its buckets' connections were held by others
-    account = _Account(stage, name)
+    account = Account(stage, name)
     stage.tell(f"nlbfarm-node {name} {victim}: it gives its buckets away and keeps its connections")
     placement = account.step(lambda: order(victim), lambda: stage.operator.wait_handed_over(victim))
     kept = talking.holders()[victim]
@@ -177,7 +193,7 @@ def restart(stage: Stage) -> Planned:
     lab.settle()
     if not stage.talking.holders()[victim]:
         stage.talking.turn_over()
-    account = _Account(stage, "restart")
+    account = Account(stage, "restart")
     stage.tell(f"nlbfarm-node restart --process {victim}: its process is replaced, its server goes on")
     incarnation = stage.operator.row(victim)["incarnation"]
 
@@ -192,7 +208,7 @@ def restart(stage: Stage) -> Planned:
 def power(stage: Stage) -> Planned:
     """Triple the victim's power and put it back; the talker runs, and the farm has settled."""
     lab, operator, victim = stage.lab, stage.operator, stage.victim
-    account = _Account(stage, "power")
+    account = Account(stage, "power")
     configured = next(iter(operator.row(victim)["configured_power"].values()))
     parts = {node: 3 if node == victim else 1 for node in lab.running}
     shares = {node: round(BUCKETS * part / sum(parts.values())) for node, part in parts.items()}
@@ -211,7 +227,7 @@ def reload(stage: Stage) -> Planned:
     The talker runs, and the farm has settled.
     """
     lab, operator, talking = stage.lab, stage.operator, stage.talking
-    account = _Account(stage, "reload")
+    account = Account(stage, "reload")
     before = lab.names
     node = lab.add_node()
     stage.tell(f"{node} is added to the configuration: nlbfarm-node reload on {', '.join(before)}")

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from nlbfarm.core.buckets import BUCKETS
+from nlbfarm.lab.application import Application
 from nlbfarm.lab.farm import Lab
+from nlbfarm.lab.nodelog import LogEvent
 from nlbfarm.lab.operator import Operator
 from nlbfarm.lab.probing import Probing, percentile
 from nlbfarm.lab.talking import Talking
@@ -50,6 +52,7 @@ class Stage:
         self.lab = lab
         self.tell = tell
         self.operator = Operator(lab)
+        self.application = Application(lab)
         self.victim = lab.names[1]
         """The node to which everything happens."""
         self._client: Probing | Talking | None = None
@@ -98,6 +101,20 @@ class Stage:
         return ", ".join(
             f"{self.lab.names[owner - 1]} ({counts[owner]})" for owner in sorted(counts) if owner
         )
+
+    def wait_event(
+        self, node: str, name: str, since: float, *, timeout: float = 20, **fields: Any
+    ) -> LogEvent:
+        """Wait for an event of this name, with these fields, from ``since`` on in a node's journal."""
+
+        def found() -> LogEvent | None:
+            for event in self.lab.journal(node, since):
+                if event.name == name and all(event.fields.get(key) == fields[key] for key in fields):
+                    return event
+            return None
+
+        said = " ".join([name, *(f"{key}={value}" for key, value in fields.items())])
+        return self.lab.wait_for(found, timeout, f"the event {said} of {node}")
 
     def wait_unheard(self, node: str, by: str) -> float:
         """Wait until ``by`` takes ``node`` for lost; returns when, seconds on the monotonic clock."""
