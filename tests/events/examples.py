@@ -49,6 +49,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "order.failed": {"peer": 2, "verb": "power", "argument": "web=3", "error": "there is no such group"},
     "failback.requested": {"groups": ["db"]},
     "checker.changed": {"checker": "page", "ok": False, "detail": "HTTP 503 from http://127.0.0.1/"},
+    "checker.not_yet": {"checker": "page", "detail": "connection refused by 127.0.0.1:80"},
     "checker.failed": {"checker": "page", "error": "ZeroDivisionError: division by zero"},
     "rule.changed": {"rule": "gateways", "ok": False, "detail": "gw1 down, gw2 down"},
     "service.starting": {"service": "apache", "reason": "the node starts"},

@@ -255,6 +255,7 @@ EVENTS: Mapping[str, Kind] = {
     "checker.changed": Kind(
         "Checker {checker} is up[: {detail}]", bad="Checker {checker} is down[: {detail}]"
     ),
+    "checker.not_yet": Kind("Checker {checker} does not find its service up yet[: {detail}]"),
     "checker.failed": Kind("Checker {checker} itself fails[: {error}]", _E),
     "rule.changed": Kind(
         "Failover rule {rule} does not apply any more[: {detail}]",

@@ -122,8 +122,12 @@ class Checking:
             if changed is not None:
                 was_well |= changed
                 state.ok, state.since = changed, loop.time()
-                log = self._log.info if changed else self._log.warning
-                log("checker.changed", checker=check.name, ok=changed, detail=result.detail)
+                if not changed and not was_well and check.service is not None:
+                    # Its service has just been started: nobody has to hear that it takes a moment.
+                    self._log.info("checker.not_yet", checker=check.name, detail=result.detail)
+                else:
+                    log = self._log.info if changed else self._log.warning
+                    log("checker.changed", checker=check.name, ok=changed, detail=result.detail)
                 self._tell(check.name, changed, result.detail)
             interval = check.interval if was_well else min(check.interval, QUICK_S)
             await asyncio.sleep(max(0.0, interval - (loop.time() - begun)))
