@@ -34,17 +34,23 @@ def commands(program: str) -> Iterator[tuple[str, list[str]]]:
         for block in code_blocks(page, "(?:console|sh|shell|bash)"):
             for line in block.splitlines():
                 words = shlex.split(line.removeprefix("$ ").removeprefix("# "), comments=True)
+                words = words[: words.index(">")] if ">" in words else words
                 if words and Path(words[0]).name == program:
                     yield f"{page.relative_to(ROOT)}: {line.strip()}", words[1:]
 
 
+@pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # apprise, on Python 3.11
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_example_loads(example: Path, tmp_path: Path) -> None:
     copy = tmp_path / example.name
     shutil.copy(example, copy)
-    key_file = re.search(r'^key_file = "([^"/]+)"', example.read_text(encoding="utf-8"), re.MULTILINE)
+    text = example.read_text(encoding="utf-8")
+    key_file = re.search(r'^key_file = "([^"/]+)"', text, re.MULTILINE)
     assert key_file is not None, "an example's key file lies beside it"
     generate(tmp_path / key_file[1])
+    for name in re.findall(r'^targets_file = "([^"/]+)"', text, re.MULTILINE):
+        (tmp_path / name).write_text("mailto://user:password@mail.example.com?to=ops@example.com\n")
+        (tmp_path / name).chmod(0o600)
     examined = examine(copy)
     assert examined.problems == ()
     assert examined.warnings == ()
@@ -57,7 +63,10 @@ def test_there_is_an_example() -> None:
 
 def test_readme_shows_the_example_as_it_is() -> None:
     blocks = code_blocks(ROOT / "README.md", "toml")
-    assert blocks == [(ROOT / "examples" / "two-servers-apache.toml").read_text(encoding="utf-8")]
+    text = (ROOT / "examples" / "two-servers-apache.toml").read_text(encoding="utf-8")
+    directive, _, rest = text.partition("\n")
+    assert directive.startswith("#:schema ")  # for an editor, where the schema is beside it
+    assert blocks == [rest]
 
 
 @pytest.mark.parametrize(("where", "arguments"), list(commands("nlbfarm-node")))

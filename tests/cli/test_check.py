@@ -10,11 +10,17 @@ import pytest
 from click.testing import CliRunner, Result
 from tests.config_support import changed, write
 
-from nlbfarm.cli import checking, cli, running
+from nlbfarm.cli import checking, cli, running, trying
+from nlbfarm.cli.trying import Trial, Trials
 from nlbfarm.config.host import Host, Interface
 from nlbfarm.config.keys import load_keys
 
 BROKEN = changed(("id = 2", "id = 1"), ("[80, 443]", "[80, 70000]"), ('"300ms"', '"500ms"'))
+
+
+MEMORY = ("[[nodes]]\nid = 1", '[filter]\nbackend = "memory"\n\n[[nodes]]\nid = 1')
+CLOSED = ("http://127.0.0.1/health", "http://127.0.0.1:1/health")
+"""Nothing listens on port 1."""
 
 
 def invoke(*arguments: object) -> Result:
@@ -68,6 +74,32 @@ def test_the_page_shows_what_is_really_printed(tmp_path: Path) -> None:
     assert printed.replace(str(tmp_path) + "/", "") in page
 
 
+def test_the_page_shows_how_a_host_is_looked_at(
+    tmp_path: Path, here: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this host has is played; how it is told is real."""
+    text = changed(MEMORY) + '[[services]]\nname = "apache"\nsystemd = "apache2"\n'
+    text += '[[checkers]]\nname = "gateway"\ntype = "ping"\naddress = "192.0.2.1"\n'
+    text += '[[checkers]]\nname = "vip"\ntype = "ip"\n'
+    missing = "this host has no unit apache2.service; see systemctl list-unit-files"
+    tried = Trials(
+        (Trial("services[0]", "apache", "systemd").fails(missing),),
+        (
+            Trial("checkers[0]", "page", "http", False, "connection refused by 127.0.0.1:80"),
+            Trial("checkers[1]", "gateway", "ping", True, "answer from 192.0.2.1 within 0.4 ms"),
+            Trial("checkers[2]", "vip", "ip", None, "not tried: the node brings the virtual IP up"),
+        ),
+    )
+
+    async def play(*_: object) -> Trials:
+        return tried
+
+    monkeypatch.setattr(trying, "try_out", play)
+    page = (Path(__file__).parent.parent.parent / "docs" / "cli.md").read_text(encoding="utf-8")
+    printed = invoke("check", write(tmp_path, text), "--host").stdout
+    assert printed.replace(str(tmp_path) + "/", "") in page
+
+
 def test_wrong_as_json(tmp_path: Path) -> None:
     result = invoke("check", write(tmp_path, BROKEN), "--json")
     found = json.loads(result.stdout)
@@ -87,24 +119,82 @@ def test_warnings_are_shown(tmp_path: Path) -> None:
 
 
 def test_host_that_fits(tmp_path: Path, here: Host) -> None:
-    path = write(
-        tmp_path, changed(("[[nodes]]\nid = 1", '[filter]\nbackend = "memory"\n\n[[nodes]]\nid = 1'))
-    )
+    """An application that does not run yet is no mistake."""
+    path = write(tmp_path, changed(MEMORY, CLOSED))
     result = invoke("check", path, "--host")
     assert result.exit_code == 0, result.output
-    assert result.stdout.endswith("; this host is web1\n")
-    assert json.loads(invoke("check", path, "--host", "--json").stdout)["node"] == {"id": 1, "name": "web1"}
+    assert result.stdout.splitlines() == [
+        f"{path}: farm shop is right: 2 nodes, 1 virtual IP, 1 rule; this host is web1",
+        "checkers, each tried once",
+        "  NAME  TYPE  RESULT  DETAIL",
+        "  page  http  BAD     connection refused by 127.0.0.1:1",
+    ]
+    found = json.loads(invoke("check", path, "--host", "--json").stdout)
+    assert (found["ok"], found["node"], found["services"]) == (True, {"id": 1, "name": "web1"}, [])
+    detail = "connection refused by 127.0.0.1:1"
+    assert found["checkers"] == [{"name": "page", "type": "http", "ok": False, "detail": detail}]
+    (warning,) = found["warnings"]
+    assert warning["path"] == "checkers[0]"
+    assert warning["message"].startswith(f'is down: {detail} (checker "page", line ')
+
+
+def test_what_cannot_be_used_on_this_host(tmp_path: Path, here: Host) -> None:
+    text = changed(MEMORY, CLOSED)
+    text += '[[services]]\nname = "db"\ncommand = ["/nonexistent/db"]\n'
+    text += '[[checkers]]\nname = "vip"\ntype = "ip"\n'
+    text += '[[checkers]]\nname = "own"\ntype = "script"\ncommand = ["/nonexistent/check"]\n'
+    path = write(tmp_path, text)
+    before = files(tmp_path)
+    result = invoke("check", path, "--host", "--runtime-dir", tmp_path / "run")
+    assert (result.exit_code, files(tmp_path)) == (4, before)
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"{path}: 2 problems"
+    assert lines[1].startswith("  services[0]: /nonexistent/db is not there, or cannot be executed (service")
+    assert lines[2].startswith("  checkers[2]: /nonexistent/check is not on this host (checker")
+    assert [line.split() for line in lines[3:]] == [
+        ["services", "on", "this", "host"],
+        ["NAME", "TYPE", "RESULT", "DETAIL"],
+        ["db", "command", "UNUSABLE", "see", "above"],
+        ["checkers,", "each", "tried", "once"],
+        ["NAME", "TYPE", "RESULT", "DETAIL"],
+        ["page", "http", "BAD", "connection", "refused", "by", "127.0.0.1:1"],
+        ["vip", "ip", "-", "not", "tried:", "the", "node", "brings", "the", "virtual", "IP", "up"],
+        ["own", "script", "UNUSABLE", "see", "above"],
+    ]
+    found = json.loads(invoke("check", path, "--host", "--json").stdout)
+    assert [(one["kind"], one["path"]) for one in found["problems"]] == [
+        ("host", "services[0]"),
+        ("host", "checkers[2]"),
+    ]
+    assert [one["ok"] for one in found["checkers"]] == [False, None, False]
+
+
+def test_without_a_right_configuration_nothing_is_tried(tmp_path: Path, here: Host) -> None:
+    path = write(tmp_path, changed(MEMORY, CLOSED, ("[80, 443]", "[70000]")))
+    result = invoke("check", path, "--host", "--json")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["checkers"] == []
+
+
+def test_schema(tmp_path: Path) -> None:
+    result = invoke("check", "--schema")
+    assert result.exit_code == 0
+    published = Path(__file__).parent.parent.parent / "docs" / "nlbfarm.schema.json"
+    assert result.stdout == published.read_text(encoding="utf-8")
+    for arguments in (("check", "--schema", write(tmp_path)), ("check", "--schema", "--host"), ("check",)):
+        assert invoke(*arguments).exit_code == 2
 
 
 def test_host_that_does_not_fit(tmp_path: Path, here: Host) -> None:
     text = changed(
+        CLOSED,
         ('interface = "eth0"', 'interface = "eth7"'),
         ("[[nodes]]\nid = 1", '[filter]\nbackend = "nftable"\n\n[[nodes]]\nid = 1'),
     )
     result = invoke("check", write(tmp_path, text), "--host", "--node", "web2")
     assert result.exit_code == 4
     lines = result.stdout.splitlines()
-    assert [line.split(":")[0] for line in lines[1:]] == [
+    assert [line.split(":")[0] for line in lines[1:5]] == [
         "  filter.backend",
         "  nodes[1].addresses[0]",
         "  nodes[1].addresses[1]",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -26,8 +27,10 @@ from nlbfarm.errors import HostError, UsageError
 from nlbfarm.services import CommandService
 from nlbfarm.services.command import Command
 from nlbfarm.services.keeper import link
+from nlbfarm.services.keeper.family import alive
 from nlbfarm.services.kept import KeptCommand
 
+as_root = pytest.mark.skipif(os.name == "posix" and os.geteuid() != 0, reason="lack of root")
 pytestmark = pytest.mark.posix("the keeper, a Linux process")
 
 
@@ -78,7 +81,7 @@ async def test_what_it_is_told(tmp_path: Path, mark: Mark) -> None:
         assert f"\n{line}\n" in said
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="lack of root")
+@as_root
 async def test_it_has_nothing_of_the_nodes_own(tmp_path: Path, mark: Mark) -> None:
     look = "ls -l /proc/self/fd; cat /proc/self/status; nice; echo notify=$NOTIFY_SOCKET"
     node = Supervisor(tmp_path, ["sh", "-c", look])
@@ -99,7 +102,7 @@ async def test_it_has_nothing_of_the_nodes_own(tmp_path: Path, mark: Mark) -> No
     assert re.findall(r" (\d+) -> ", said) == ["0", "1", "2", "3"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="lack of root")
+@as_root
 async def test_as_another_user(tmp_path: Path, mark: Mark) -> None:
     app = service(tmp_path, "id -un; id -G; echo $HOME $USER", user="nobody")
     await app.start("x")
@@ -279,6 +282,8 @@ async def test_a_keeper_that_hangs_is_not_taken_over(
     await app.close()
     os.kill(keeper_of(tmp_path), signal.SIGSTOP)
     app = service(tmp_path, mark.sleep)
+    assert "does not answer" in (await app.running()).detail
+    assert mark.pids() == [before]  # to ask changes nothing
     await app.start("x")
     await until(lambda: mark.alive() and before not in mark.pids(), "a new one runs")
     await app.stop("x")
@@ -288,9 +293,10 @@ async def test_nobody_takes_over(tmp_path: Path, mark: Mark) -> None:
     app = KeptCommand(context(tmp_path), Command(["sh", "-c", mark.sleep]), grace=0.2)
     await app.start("x")
     await until(mark.alive, "it runs")
+    keeper = keeper_of(tmp_path)
     await app.close()
     await until(lambda: not mark.alive(), "it is ended when its time is over")
-    await until(lambda: not (tmp_path / "run" / "services" / "app.sock").exists(), "the keeper ends, too")
+    await until(lambda: not alive(keeper), "the keeper ends, too")
     assert not (await app.running()).ok  # takes note of a keeper that this process itself has started
     said = log_of(tmp_path).read_text()
     assert "no process of the node came within 0.2 s to take over: everything is killed" in said
@@ -343,8 +349,6 @@ async def test_a_long_path(tmp_path: Path, mark: Mark) -> None:
 
 
 def keeper_of(directory: Path) -> int:
-    import json
-
     return int(json.loads((directory / "run" / "services" / "app.json").read_text())["keeper"])
 
 

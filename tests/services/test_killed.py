@@ -12,6 +12,7 @@ import pytest
 from tests.services.support import Mark, Supervisor, cgroup_is_possible, cgroups_of, context, log_of, until
 
 from nlbfarm.services import CommandService
+from nlbfarm.services.keeper.family import alive
 
 pytestmark = pytest.mark.posix("the keeper, a Linux process")
 
@@ -172,11 +173,12 @@ async def test_node_and_keeper_are_killed_together(
     await until(lambda: len(mark.pids()) == 4, "all are there")
     before = set(mark.pids())
     main, keeper = record_of(tmp_path)["pid"], record_of(tmp_path)["keeper"]
+    assert isinstance(main, int)
     assert isinstance(keeper, int)
     os.kill(node.process.pid, signal.SIGSTOP)  # so that it cannot clear up
     os.kill(keeper, signal.SIGKILL)
     node.kill()
-    await until(lambda: not Path(f"/proc/{main}").exists(), "the main process has gone with its keeper")
+    await until(lambda: not alive(main), "the main process has gone with its keeper")
     app = CommandService(context(tmp_path), command=wild(mark), stop_timeout=0.2, cgroup=cgroup)
     await app.start("x")
     assert not before & set(mark.pids())
@@ -187,7 +189,7 @@ async def test_node_and_keeper_are_killed_together(
 async def test_a_quick_successor_does_not_fight_with_what_is_being_killed(
     tmp_path: Path, mark: Mark, nodes: Nodes
 ) -> None:
-    for _ in range(3):
+    for _ in range(2):
         node = nodes(tmp_path, wild(mark))
         node.ask("start")
         await until(lambda: len(mark.pids()) == 4, "all are there")

@@ -8,9 +8,9 @@ from datetime import timedelta
 from typing import Annotated, ClassVar
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
-from nlbfarm.config.types import Duration, Name, Section, between, choice, shown, whole
+from nlbfarm.config.types import Duration, Name, Section, between, choice, shown, whole, written
 from nlbfarm.core.supervision import Action
 
 __all__ = [
@@ -102,7 +102,7 @@ def _url(value: object) -> str:
     return value
 
 
-Url = Annotated[str, BeforeValidator(_url)]
+Url = Annotated[str, BeforeValidator(_url), written(r"https?://\S+")]
 """A URL of HTTP, with or without TLS."""
 
 
@@ -124,6 +124,13 @@ def _statuses(value: object) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+_STATUS = [
+    {"type": "integer", "minimum": 100, "maximum": 599},
+    {"type": "string", "pattern": "^[1-5][0-9]{2}-[1-5][0-9]{2}$"},
+]
+"""One status, or a range of them, as JSON Schema has it."""
+
+
 def _ranges(statuses: tuple[int, ...]) -> list[str]:
     found: list[tuple[int, int]] = []
     for status in statuses:
@@ -138,6 +145,7 @@ Statuses = Annotated[
     tuple[int, ...],
     BeforeValidator(_statuses),
     PlainSerializer(_ranges, return_type=list[str]),
+    WithJsonSchema({"anyOf": [*_STATUS, {"type": "array", "minItems": 1, "items": {"anyOf": _STATUS}}]}),
 ]
 """Statuses of HTTP: ``200``, ``"200-399"`` or a list of those."""
 
@@ -153,10 +161,12 @@ def _named(pattern: str) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
-HostName = Annotated[str, _named(_HOST)]
+_HOST_PORT = _HOST + r"(?::\d{1,5})?"
+
+HostName = Annotated[str, _named(_HOST), written(_HOST)]
 """Name of a host."""
 
-HostHeader = Annotated[str, _named(_HOST + r"(?::\d{1,5})?")]
+HostHeader = Annotated[str, _named(_HOST_PORT), written(_HOST_PORT)]
 """Name of a host, with a port or without."""
 
 
@@ -175,7 +185,7 @@ def _expression(value: object) -> str:
     return value
 
 
-Expression = Annotated[str, BeforeValidator(_expression)]
+Expression = Annotated[str, BeforeValidator(_expression), written(minLength=1, maxLength=1000)]
 """A regular expression of Python, searched for anywhere in a text."""
 
 
@@ -187,7 +197,9 @@ def _percent(value: object) -> float:
     return float(value)
 
 
-Percent = Annotated[float, BeforeValidator(_percent)]
+Percent = Annotated[
+    float, BeforeValidator(_percent), WithJsonSchema({"type": "number", "minimum": 0, "maximum": 100})
+]
 """A share, 0..100."""
 
 
@@ -199,7 +211,7 @@ def _process_name(value: object) -> str:
     return value
 
 
-ProcessName = Annotated[str, BeforeValidator(_process_name)]
+ProcessName = Annotated[str, BeforeValidator(_process_name), written(r"[^/\\]{1,255}")]
 """Name of a program, as ``ps -e`` shows it."""
 
 
@@ -221,7 +233,11 @@ def _command(value: object) -> tuple[str, ...]:
     return words
 
 
-Command = Annotated[tuple[str, ...], BeforeValidator(_command)]
+Command = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_command),
+    WithJsonSchema({"type": "array", "minItems": 1, "items": {"type": "string"}}),
+]
 """A program and its arguments."""
 
 
@@ -231,5 +247,5 @@ def _user(value: object) -> str:
     return value
 
 
-UserName = Annotated[str, BeforeValidator(_user)]
+UserName = Annotated[str, BeforeValidator(_user), written(minLength=1)]
 """Name of a user of the host."""

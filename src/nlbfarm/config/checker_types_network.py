@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from ipaddress import IPv4Address
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, model_validator
 
@@ -12,6 +12,7 @@ from nlbfarm.config.checker_types import CheckerEntry, Expression, HostHeader, S
 from nlbfarm.config.types import (
     Bool,
     ConfigPath,
+    Described,
     InterfaceName,
     Name,
     NonEmpty,
@@ -95,8 +96,17 @@ class PingChecker(CheckerEntry):
     count: Annotated[int, BeforeValidator(whole(1, 100, "a number of requests"))] = 3
 
 
-def _one_or_more(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
+class _OneOrMore(Described):
+    """Takes a single item for a list of it."""
+
+    def __call__(self, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    def described(self, schema: dict[str, Any]) -> dict[str, Any]:
+        return {"anyOf": [schema["items"], schema]}
+
+
+_one_or_more = _OneOrMore()
 
 
 class InterfaceChecker(CheckerEntry):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
-from nlbfarm.config.types import Section, shown, whole
+from nlbfarm.config.types import Section, shown, whole, written
 
 __all__ = ["Events", "Size", "format_size", "parse_size"]
 
@@ -45,7 +45,12 @@ def _bounded(value: int) -> int:
     return value
 
 
-Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size, return_type=str)]
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    PlainSerializer(format_size, return_type=str),
+    written(rf"\s*{_SIZE.pattern}\s*"),
+]
 """A number of bytes with its unit: ``"1MB"``, ``"64KiB"``."""
 
 

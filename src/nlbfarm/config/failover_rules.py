@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from nlbfarm.config.types import Duration, Name, Section, between, choice, shown
+from nlbfarm.config.types import Duration, Name, Section, between, choice, shown, written
 from nlbfarm.core.supervision import Action
 from nlbfarm.core.supervision.expressions import Expression, parse
 
@@ -52,7 +52,10 @@ class FailoverRule(Section):
 
     name: Name
     when: Annotated[
-        Condition, BeforeValidator(_condition), PlainSerializer(lambda one: one.text, return_type=str)
+        Condition,
+        BeforeValidator(_condition),
+        PlainSerializer(lambda one: one.text, return_type=str),
+        written(minLength=1),
     ]
     action: Annotated[Action, choice(Action)] = Action.WAIT
     service: Name | None = None

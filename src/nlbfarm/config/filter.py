@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, model_validator
 
 from nlbfarm.config.plugged import installed
-from nlbfarm.config.types import Duration, Name, Section, between, shown, whole
+from nlbfarm.config.types import Duration, Name, Section, between, shown, whole, written
 from nlbfarm.plugins import Kind
 
 __all__ = ["AUTO", "MAX_QUEUES", "Filter"]
@@ -52,7 +52,7 @@ class Filter(Section):
     backend: Name = AUTO
     vip_manager: Annotated[str, installed(Kind.VIP, AUTO)] = AUTO
     queues: Annotated[int, BeforeValidator(whole(1, MAX_QUEUES, "a number of queues"))] = 1
-    bucket_function: Annotated[str, BeforeValidator(_reference)] = ""
+    bucket_function: Annotated[str, BeforeValidator(_reference), written(rf"(?:{_REFERENCE.pattern})?")] = ""
     udp_idle: Annotated[Duration, between(timedelta(seconds=1), timedelta(hours=1))] = timedelta(seconds=60)
 
     @model_validator(mode="after")

@@ -28,7 +28,12 @@ class LogFormat(StrEnum):
 
 
 class Log(Section):
-    """``[log]``."""
+    """``[log]``.
+
+    Attributes:
+        level: What is less severe is not logged.
+        format: How it is written.
+    """
 
     level: Annotated[LogLevel, choice(LogLevel)] = LogLevel.INFO
     format: Annotated[LogFormat, choice(LogFormat)] = LogFormat.AUTO

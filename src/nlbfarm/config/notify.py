@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from nlbfarm.config.types import ConfigPath, Duration, Section, between, choice, nearest, shown
+from nlbfarm.config.types import ConfigPath, Duration, Section, between, choice, nearest, shown, written
 from nlbfarm.config.unreadable import why_unreadable
 from nlbfarm.errors import ConfigError, Problem
 from nlbfarm.events.model import Severity
@@ -70,7 +70,12 @@ def _target(value: object) -> str:
     return value
 
 
-Target = Annotated[str, BeforeValidator(_target), PlainSerializer(redacted, return_type=str)]
+Target = Annotated[
+    str,
+    BeforeValidator(_target),
+    PlainSerializer(redacted, return_type=str),
+    written(r"[A-Za-z][A-Za-z0-9+.-]*://.*"),
+]
 """The URL of somebody who is told; never shown, and never part of a dump."""
 
 

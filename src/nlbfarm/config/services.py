@@ -28,14 +28,17 @@ from nlbfarm.config.types import (
     format_duration,
     shown,
     whole,
+    written,
 )
 from nlbfarm.core.supervision import Action
 from nlbfarm.plugins import Kind
 
-__all__ = ["Scripts", "Service"]
+__all__ = ["KINDS", "ONLY", "Scripts", "Service"]
 
-_KINDS = ("systemd", "windows", "command", "scripts", "type")
-_ONLY: Mapping[str, str] = {
+KINDS = ("systemd", "windows", "command", "scripts", "type")
+"""Keys that say what a service is: it has one of them."""
+
+ONLY: Mapping[str, str] = {
     "directory": "command",
     "user": "command",
     "environment": "command",
@@ -131,15 +134,15 @@ class Service(Section):
         command: A program and its arguments that runs in the foreground, a child of the node.
         scripts: Programs that start and stop it.
         type: Name of an installed plug-in.
-        options: What that one is told.
+        options: What the plug-in is told.
         after: Services that are up before it is started, and stopped after it.
         start_timeout: From its start until its checkers answer; then it is restarted.
-        stop_timeout: So long it may take to end politely.
+        stop_timeout: So long it may take to end politely; then it is killed.
         hold: So long the node keeps its clients while it is restarted.
         max_restarts: So often it is restarted in ``within``; then the node leaves.
-        within: See there.
+        within: The time in which its restarts are counted.
         backoff: Pause before the second restart in a row; it doubles with each further one.
-        longest_backoff: But no longer than this.
+        longest_backoff: No pause between restarts is longer than this.
         on_exit: What the node does when it ends by itself.
         directory: Where the command runs.
         user: Who it runs as.
@@ -149,8 +152,8 @@ class Service(Section):
     """
 
     name: Name
-    systemd: Annotated[str, BeforeValidator(_unit)] | None = None
-    windows: Annotated[str, BeforeValidator(_windows)] | None = None
+    systemd: Annotated[str, BeforeValidator(_unit), written(_UNIT.pattern)] | None = None
+    windows: Annotated[str, BeforeValidator(_windows), written(r"[^/\\]{1,256}")] | None = None
     command: Command | None = None
     scripts: Scripts | None = None
     type: Annotated[str, installed(Kind.SERVICE), BeforeValidator(_plugged)] | None = None
@@ -167,19 +170,19 @@ class Service(Section):
     directory: ConfigPath | None = None
     user: UserName | None = None
     environment: Annotated[Mapping[str, str], BeforeValidator(_variables)] = Field(default_factory=dict)
-    stop_signal: Annotated[str, BeforeValidator(_signal)] = "SIGTERM"
+    stop_signal: Annotated[str, BeforeValidator(_signal), written(enum=list(_SIGNALS))] = "SIGTERM"
     outlive: Bool = False
 
     @model_validator(mode="after")
     def _is_of_one_kind(self) -> Service:
-        given = [kind for kind in _KINDS if getattr(self, kind) is not None]
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
-            listed = ", ".join(_KINDS[:-1])
+            listed = ", ".join(KINDS[:-1])
             has = f"this one has {' and '.join(given)}" if given else "this one has none of them"
-            raise ValueError(f"a service has exactly one of {listed} and {_KINDS[-1]}; {has}")
-        foreign = [key for key, kind in _ONLY.items() if key in self.model_fields_set and kind != given[0]]
+            raise ValueError(f"a service has exactly one of {listed} and {KINDS[-1]}; {has}")
+        foreign = [key for key, kind in ONLY.items() if key in self.model_fields_set and kind != given[0]]
         if foreign:
-            theirs = " and ".join(dict.fromkeys(_ONLY[key] for key in foreign))
+            theirs = " and ".join(dict.fromkeys(ONLY[key] for key in foreign))
             verb = "is" if len(foreign) == 1 else "are"
             raise ValueError(
                 f"{', '.join(foreign)} {verb} for a service with {theirs}, not for one with {given[0]}; "
@@ -195,11 +198,11 @@ class Service(Section):
     @model_serializer(mode="wrap")
     def _without_what_others_have(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave the keys of other kinds out: what is dumped can be loaded."""
-        mine = next(kind for kind in _KINDS if getattr(self, kind) is not None)
-        return {key: value for key, value in handler(self).items() if _ONLY.get(key, mine) == mine}
+        mine = next(kind for kind in KINDS if getattr(self, kind) is not None)
+        return {key: value for key, value in handler(self).items() if ONLY.get(key, mine) == mine}
 
     @property
     def kind(self) -> str:
         """What starts and stops it: ``"systemd"``, ``"command"``, …, or the name of a plug-in."""
-        found = next(kind for kind in _KINDS if getattr(self, kind) is not None)
+        found = next(kind for kind in KINDS if getattr(self, kind) is not None)
         return self.type or found

@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import (
     AfterValidator,
@@ -22,9 +24,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     PlainSerializer,
     ValidationInfo,
+    WithJsonSchema,
 )
+from pydantic_core import CoreSchema
 
 from nlbfarm.core.policy import IPAddress
 
@@ -32,6 +37,7 @@ __all__ = [
     "Address",
     "Bool",
     "ConfigPath",
+    "Described",
     "Duration",
     "GroupMac",
     "InterfaceName",
@@ -51,6 +57,7 @@ __all__ = [
     "unicast",
     "unsupported",
     "whole",
+    "written",
 ]
 
 
@@ -58,6 +65,20 @@ class Section(BaseModel):
     """Base of every table of the file: immutable, and a key that it does not know is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class Described(ABC):
+    """A validator that can say what it accepts, for the JSON Schema (``nlbfarm.config.schema``)."""
+
+    @abstractmethod
+    def described(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """Return what it accepts, given the schema of what it makes of that."""
+
+
+def written(pattern: str = "", **keywords: object) -> WithJsonSchema:
+    """Return the JSON Schema of a text that ``pattern`` matches as a whole, if one is given."""
+    said = {"pattern": f"^(?:{pattern})$"} if pattern else {}
+    return WithJsonSchema({"type": "string", **said, **keywords})
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -108,34 +129,69 @@ def format_duration(value: timedelta) -> str:
 
 
 Duration = Annotated[
-    timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration, return_type=str)
+    timedelta,
+    BeforeValidator(parse_duration),
+    PlainSerializer(format_duration, return_type=str),
+    written(rf"\s*{_DURATION.pattern}\s*"),
 ]
 """A length of time with its unit: ``"100ms"``, ``"5s"``, ``"24h"``."""
 
 
-def whole(low: int, high: int, what: str = "a whole number") -> Callable[[object], int]:
-    """Return a validator for a whole number ``low <= n <= high``; text and fractions are refused."""
+@dataclass(frozen=True, slots=True)
+class _Whole(Described):
+    low: int
+    high: int
+    what: str
 
-    def validate(value: object) -> int:
+    def __call__(self, value: object) -> int:
+        low, high = self.low, self.high
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{shown(value)} is not {what}; write a number from {low} to {high}, no quotes")
+            raise ValueError(
+                f"{shown(value)} is not {self.what}; write a number from {low} to {high}, no quotes"
+            )
         if not low <= value <= high:
-            raise ValueError(f"{value} is out of range; {what} is from {low} to {high}")
+            raise ValueError(f"{value} is out of range; {self.what} is from {low} to {high}")
         return value
 
-    return validate
+    def described(self, schema: dict[str, Any]) -> dict[str, Any]:
+        return schema | {"minimum": self.low, "maximum": self.high}
+
+
+def whole(low: int, high: int, what: str = "a whole number") -> Callable[[object], int]:
+    """Return a validator for a whole number ``low <= n <= high``; text and fractions are refused."""
+    return _Whole(low, high, what)
+
+
+@dataclass(frozen=True, slots=True)
+class _Between(Described):
+    low: timedelta
+    high: timedelta
+
+    @property
+    def bounds(self) -> str:
+        return f'from "{format_duration(self.low)}" to "{format_duration(self.high)}"'
+
+    def __call__(self, value: timedelta) -> timedelta:
+        if not self.low <= value <= self.high:
+            raise ValueError(f'"{format_duration(value)}" is out of range; write a time {self.bounds}')
+        return value
+
+    def described(self, schema: dict[str, Any]) -> dict[str, Any]:
+        return schema | {"description": f"A time {self.bounds}."}
+
+
+class _After(AfterValidator):
+    """A validator after one that has a JSON Schema of its own, which pydantic would take as it is."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return cast(Described, self.func).described(handler(schema))
 
 
 def between(low: timedelta, high: timedelta) -> AfterValidator:
     """Return a validator for a time from ``low`` to ``high``."""
-
-    def validate(value: timedelta) -> timedelta:
-        if not low <= value <= high:
-            bounds = f'from "{format_duration(low)}" to "{format_duration(high)}"'
-            raise ValueError(f'"{format_duration(value)}" is out of range; write a time {bounds}')
-        return value
-
-    return AfterValidator(validate)
+    return _After(_Between(low, high))
 
 
 Port = Annotated[int, BeforeValidator(whole(1, 65535, "a port"))]
@@ -169,7 +225,7 @@ def _name(value: object) -> str:
     return value
 
 
-Name = Annotated[str, BeforeValidator(_name)]
+Name = Annotated[str, BeforeValidator(_name), written(_NAME.pattern)]
 """Name of a farm, node, rule, group or checker: it goes into file names, tables and messages."""
 
 
@@ -188,7 +244,7 @@ def _interface(value: object) -> str:
     return value
 
 
-InterfaceName = Annotated[str, BeforeValidator(_interface)]
+InterfaceName = Annotated[str, BeforeValidator(_interface), written(_WINDOWS_INTERFACE.pattern)]
 """Name of a network interface, as ``ip link`` shows it (Windows: ``Get-NetAdapter``)."""
 
 
@@ -221,15 +277,20 @@ def unicast(value: object) -> IPAddress:
 
 _as_text = PlainSerializer(str, return_type=str)
 
-Address = Annotated[IPAddress, BeforeValidator(_address), _as_text]
+_an_address = written(anyOf=[{"format": "ipv4"}, {"format": "ipv6"}])
+
+Address = Annotated[IPAddress, BeforeValidator(_address), _as_text, _an_address]
 """An IP address without a prefix length."""
 
-UnicastAddress = Annotated[IPAddress, BeforeValidator(unicast), _as_text]
+UnicastAddress = Annotated[IPAddress, BeforeValidator(unicast), _as_text, _an_address]
 """An IP address that one machine can have."""
 
 
+_MAC = r"(?:[0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}"
+
+
 def _group_mac(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"(?:[0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}", value):
+    if not isinstance(value, str) or not re.fullmatch(_MAC, value):
         raise ValueError(f'{shown(value)} is not a MAC address, like "01:00:5e:7f:02:64"')
     mac = value.lower().replace("-", ":")
     # IEEE 802: the lowest bit of the first byte says group; all ones is broadcast.
@@ -238,7 +299,7 @@ def _group_mac(value: object) -> str:
     return mac
 
 
-GroupMac = Annotated[str, BeforeValidator(_group_mac)]
+GroupMac = Annotated[str, BeforeValidator(_group_mac), written(_MAC)]
 """A multicast MAC address, lower case with colons."""
 
 
@@ -253,7 +314,7 @@ def _path(value: object, info: ValidationInfo) -> Path:
     return path if base is None else Path(base) / path
 
 
-ConfigPath = Annotated[Path, BeforeValidator(_path), _as_text]
+ConfigPath = Annotated[Path, BeforeValidator(_path), _as_text, written(minLength=1)]
 """A file; a relative name starts at the directory of the configuration file."""
 
 E = TypeVar("E", bound=StrEnum)

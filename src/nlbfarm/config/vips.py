@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from nlbfarm.config.types import GroupMac, InterfaceName, Section, choice, unsupported
+from nlbfarm.config.types import GroupMac, InterfaceName, Section, choice, unsupported, written
 from nlbfarm.config.types import unicast as parse_unicast
 from nlbfarm.core.group_mac import group_mac
 from nlbfarm.core.policy import IPAddress
@@ -49,7 +49,9 @@ class Vip(Section):
         uncovered: What happens to packets that no rule covers.
     """
 
-    address: Annotated[IPAddress, BeforeValidator(_vip), PlainSerializer(str, return_type=str)]
+    address: Annotated[
+        IPAddress, BeforeValidator(_vip), PlainSerializer(str, return_type=str), written(format="ipv4")
+    ]
     interface: InterfaceName
     delivery: Annotated[Delivery, choice(Delivery, later=("directed", "tunnel", "vmac", "external"))] = (
         Delivery.MULTICAST

@@ -10,8 +10,8 @@
 ``build`` makes one from its configuration, or that of an installed plug-in (entry-point group
 ``nlbfarm.services``). When one is started, stopped and restarted is the node's business.
 
-Beside what ``nlbfarm.interfaces.Service`` asks for, each of ours has ``pids``, and ``notes``, which says what
-on this host is not as it should be.
+Beside what ``nlbfarm.interfaces.Service`` asks for, each of ours has ``pids``; ``notes``, which says what on
+this host is not as it should be; and ``lacks``, what keeps it from being started.
 """
 
 from __future__ import annotations

@@ -46,6 +46,10 @@ class SupervisedCommand(Service):
         """Return the ids of its processes, for who watches what they use."""
         raise NotImplementedError
 
+    async def lacks(self) -> Sequence[str]:
+        """Return what this host lacks to start it, a line each; changes nothing."""
+        raise NotImplementedError
+
     async def notes(self) -> Sequence[str]:
         """Return what an administrator should know of it, started or not; a line each."""
         raise NotImplementedError
@@ -129,6 +133,10 @@ class CommandService(Service):
     async def pids(self) -> Sequence[int]:
         """Return the ids of its processes, for who watches what they use."""
         return await self._runner.pids()
+
+    async def lacks(self) -> Sequence[str]:
+        """Return what this host lacks to start it, a line each; changes nothing."""
+        return await self._runner.lacks()
 
     async def notes(self) -> Sequence[str]:
         """Return what an administrator should know of it, started or not; a line each."""

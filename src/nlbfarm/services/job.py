@@ -99,6 +99,9 @@ class JobCommand(SupervisedCommand):
         return self._job.pids() if self._job is not None else ()
 
     async def notes(self) -> Sequence[str]:
+        return await self.lacks()
+
+    async def lacks(self) -> Sequence[str]:
         found = []
         if shutil.which(self._command.argv[0]) is None:
             found.append(f"{self._command.argv[0]} is not there, or cannot be executed")
@@ -118,7 +121,7 @@ class JobCommand(SupervisedCommand):
         program = shutil.which(command.argv[0]) or command.argv[0]
         argv = [program, *command.argv[1:]]
         job = Job.start(argv, environment, command.directory, self._output, dies=not command.outlive)
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError):  # it has ended already
             began = psutil.Process(job.pid).create_time()
             write_lasting(self._record, json.dumps({"pid": job.pid, "began": began}))
         return job
@@ -138,7 +141,7 @@ class JobCommand(SupervisedCommand):
         found = self._left_behind()
         if found is None:
             return None
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError):
             others = [child.pid for child in found.children(recursive=True)]
             return Job.adopt(found.pid, others, dies=not self._command.outlive)
         return None

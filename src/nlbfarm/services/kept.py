@@ -26,6 +26,7 @@ GRACE_S = 60.0
 """How long a keeper waits for the next process of the node, seconds; then it ends the application."""
 
 _SLACK_S = 10.0  # beyond the stop's timeout, for a keeper to kill and to say so
+_ATTEMPTS = 5  # to reach a keeper that takes no connection, or to meet none
 _LEAVING_S = 30.0  # for what another process of the node left to come to its end
 
 
@@ -123,8 +124,11 @@ class KeptCommand(SupervisedCommand):
             return sorted(cgroups.members(link.cgroup))
         return sorted(descendants(link.keeper, await asyncio.to_thread(processes)))
 
+    async def lacks(self) -> Sequence[str]:
+        return await asyncio.to_thread(self._missing)
+
     async def notes(self) -> Sequence[str]:
-        found = await asyncio.to_thread(self._missing)
+        found = list(await self.lacks())
         link = self._link
         if link is None or not link.running:
             if self._command.cgroup and not any(os.access(place, os.W_OK) for place in cgroups.places()):
@@ -142,30 +146,35 @@ class KeptCommand(SupervisedCommand):
 
     async def _look(self) -> CheckResult:
         """Ask a keeper that another process of the node left, without becoming its node."""
-        link = await Link.find(self._socket)
+        try:
+            link = await Link.find(self._socket)
+        except HostError as error:
+            return CheckResult(False, str(error))
         if link is None:
             return CheckResult(False, "was not started")
-        try:
-            if link.running:
-                return CheckResult(True, f"runs as process {link.pid}")
-            return CheckResult(False, "is being ended")
-        finally:
-            link.close()
+        link.close()
+        if link.silent:
+            return CheckResult(False, f"its keeper (process {link.keeper}) does not answer")
+        return CheckResult(link.running, f"runs as process {link.pid}" if link.running else "is being ended")
 
     async def _take_over(self) -> bool:
         """Take over what another process of the node left; returns whether it runs."""
-        link = await Link.find(self._socket)
-        if link is None:
-            return False
-        try:
-            if await link.adopt(outlive=self._command.outlive):
-                self._link = link
-                return True
-            await self._await_end(link)
-        except BaseException:
-            link.close()
-            raise
-        return False
+        for _ in range(_ATTEMPTS):
+            link = await Link.find(self._socket)
+            if link is None:
+                return False
+            try:
+                if await link.adopt(outlive=self._command.outlive):
+                    self._link = link
+                    return True
+                await self._await_end(link)
+            except BaseException:
+                link.close()
+                raise
+        # Whoever answers there again and again is not to be swept away.
+        raise HostError(
+            f"{self._socket}: the keeper there takes no more connections; see fuser {self._socket}"
+        )
 
     async def _await_end(self, link: Link) -> None:
         """Wait until what ends has ended."""

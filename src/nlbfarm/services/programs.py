@@ -21,6 +21,9 @@ __all__ = ["Outcome", "run"]
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.002, 0.05
 _DYING_S = 5.0
 
+_reaping: set[asyncio.Future[None]] = set()
+"""What goes on when a call is cancelled a second time: a program that was killed has to be taken note of."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -127,6 +130,13 @@ async def _kill(process: subprocess.Popen[bytes]) -> None:
     else:
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
+    reaping = asyncio.ensure_future(_reap(process))
+    _reaping.add(reaping)
+    reaping.add_done_callback(_reaping.discard)
+    await asyncio.shield(reaping)
+
+
+async def _reap(process: subprocess.Popen[bytes]) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _DYING_S
     while process.poll() is None and loop.time() < deadline:  # noqa: ASYNC110 - nobody tells

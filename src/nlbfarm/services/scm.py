@@ -174,7 +174,8 @@ class _WindowsScm:
                 service.SERVICE_BOOT_START,
             ):
                 found.append("start type automatic")
-            failure = service.QueryServiceConfig2(handle, service.SERVICE_CONFIG_FAILURE_ACTIONS)
-            if any(kind == service.SC_ACTION_RESTART for kind, _delay in failure.get("Actions") or ()):
-                found.append("recovery actions")
+            with contextlib.suppress(self._error):  # Wine knows none
+                failure = service.QueryServiceConfig2(handle, service.SERVICE_CONFIG_FAILURE_ACTIONS)
+                if any(kind == service.SC_ACTION_RESTART for kind, _delay in failure.get("Actions") or ()):
+                    found.append("recovery actions")
         return found

@@ -31,6 +31,7 @@ _STARTING, _STARTED = "starting", "started"
 _STATUS_S = 10.0  # for the status script
 _ASK_S = 5.0  # between two calls of it
 _LOOK_S = 0.1
+_REAPED_S = 5.0  # what was killed has a process id until its parent takes note, and a script may go by that
 
 _log = structlog.get_logger("nlbfarm.service")
 
@@ -155,6 +156,10 @@ class ScriptsService(Service):
 
     async def notes(self) -> Sequence[str]:
         """Return what an administrator should know of it before it is started; a line each."""
+        return await self.lacks()
+
+    async def lacks(self) -> Sequence[str]:
+        """Return what this host lacks to start it, a line each; changes nothing."""
         return [
             f"{action}: {words[0]} is not there, or cannot be executed"
             for action, words in self._scripts.items()
@@ -223,8 +228,11 @@ class ScriptsService(Service):
             left = await asyncio.to_thread(sweep, None, token)
             if left:
                 return f"processes {sorted(left)} do not end"
-        if self._scripts["status"] and (await self._status()).ok:
-            return "it still runs, as its status script says,"
+        deadline = loop.time() + (_REAPED_S if found else 0.0)
+        while self._scripts["status"] and (await self._status()).ok:
+            if loop.time() > deadline:
+                return "it still runs, as its status script says,"
+            await asyncio.sleep(_LOOK_S)
         return ""
 
     # -- what is remembered ------------------------------------------------------------------------

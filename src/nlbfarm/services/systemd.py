@@ -127,6 +127,16 @@ class SystemdService(Service):
             raise HostError(f"{self._unit}: {error}") from error
         return sorted(pid for _cgroup, pid, _command in found)
 
+    async def lacks(self) -> Sequence[str]:
+        """Return what this host lacks to start it, a line each; changes nothing."""
+        try:
+            await self._path()
+        except SystemdError as error:
+            return [str(self._refused("looked at", error))]
+        except HostError as error:
+            return [str(error)]
+        return ()
+
     async def notes(self) -> Sequence[str]:
         """Return what in the unit's settings is at odds with nlbfarm, a line each."""
         try:

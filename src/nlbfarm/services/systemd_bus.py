@@ -24,6 +24,7 @@ _BUS = "org.freedesktop.DBus"
 _RULES = (
     f"type='signal',sender='{_NAME}',path='{_ROOT}',interface='{_MANAGER}',member='JobRemoved'",
     f"type='signal',sender='{_NAME}',path_namespace='{_ROOT}/unit',interface='{_PROPERTIES}'",
+    f"type='signal',sender='{_BUS}',interface='{_BUS}',member='NameOwnerChanged',arg0='{_NAME}'",
 )
 
 
@@ -51,6 +52,7 @@ class SystemdBus:
         self._address = address
         self._bus: MessageBus | None = None
         self._opening = asyncio.Lock()
+        self._subscribed = False
         self._watch: asyncio.Task[None] | None = None
         self._news: asyncio.Future[None] | None = None
         self._results: dict[str, str] = {}
@@ -64,9 +66,11 @@ class SystemdBus:
         async with self._opening:
             if self._bus is None or not self._bus.connected:
                 await self.close()
-                await self._open()
+                await self._connect()
+            if not self._subscribed:
+                await self._subscribe()
 
-    async def _open(self) -> None:
+    async def _connect(self) -> None:
         try:
             from dbus_fast import BusType, DBusFastError
             from dbus_fast.aio import MessageBus
@@ -86,6 +90,9 @@ class SystemdBus:
             ) from error
         self._bus, self._watch = bus, asyncio.create_task(self._await_end(bus))
         bus.add_message_handler(self._heard)
+
+    async def _subscribe(self) -> None:
+        self._subscribed = True  # until a signal says that there is another systemd
         try:
             for rule in _RULES:
                 await self._call(_BUS, "/org/freedesktop/DBus", _BUS, "AddMatch", "s", rule)
@@ -101,6 +108,7 @@ class SystemdBus:
 
     async def close(self) -> None:
         """Disconnect."""
+        self._subscribed = False
         bus, self._bus = self._bus, None
         watch, self._watch = self._watch, None
         if bus is not None and bus.connected:
@@ -189,6 +197,8 @@ class SystemdBus:
         if message.member == "JobRemoved" and message.interface == _MANAGER:
             _number, path, _unit, result = message.body
             self._results[path] = result
+        if message.member == "NameOwnerChanged" and message.body[2]:
+            self._subscribed = False  # systemd was executed anew
         self._wake()
 
     async def _await_end(self, bus: MessageBus) -> None:

@@ -19,12 +19,12 @@ _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.02, 0.5
 _LOOK_S = 0.5  # nobody tells when a service has ended
 _KILLED_S = 10.0
 
-_ALREADY_RUNNING, _NOT_ACTIVE, _CANNOT_ACCEPT = 1056, 1062, 1061  # winerror.h
+_ALREADY_RUNNING, _MISSING, _CANNOT_ACCEPT, _NOT_ACTIVE = 1056, 1060, 1061, 1062  # winerror.h
 _REMEDIES = {
     5: "run nlbfarm as an administrator, or as LocalSystem",
     1053: "it did not report in time that it starts; see the event log",
     1058: "it is disabled; sc.exe config NAME start= demand",
-    1060: "this host has no such service; see sc.exe query",
+    _MISSING: "this host has no such service; see sc.exe query",
     1068: "a service that it needs does not start; see the event log",
     1069: "its account cannot log on; check the password in services.msc",
 }
@@ -90,6 +90,8 @@ class WindowsService(Service):
                 self._dependents.append(name)
             await self._stop(self._name)
         except ScmError as error:
+            if error.code == _MISSING:
+                return
             raise self._refused("stopped", error) from error
 
     async def running(self) -> CheckResult:
@@ -116,6 +118,16 @@ class WindowsService(Service):
         except ScmError as error:
             raise self._refused("looked at", error) from error
         return [status.pid] if status.pid else []
+
+    async def lacks(self) -> Sequence[str]:
+        """Return what this host lacks to start it, a line each; changes nothing."""
+        try:
+            await self._ask(self._scm.status, self._name)
+        except ScmError as error:
+            return [str(self._refused("looked at", error))]
+        except HostError as error:
+            return [str(error)]
+        return ()
 
     async def notes(self) -> Sequence[str]:
         """Return what in its settings is at odds with nlbfarm, a line each."""

@@ -29,6 +29,9 @@ _PAUSE_S = 0.01
 _children: set[int] = set()
 """Keepers that this process has started and not yet taken the exit status of."""
 
+_spawning: set[asyncio.Future[int]] = set()
+"""Keepers that are just being started; one that nobody wants any more ends as soon as it sees that."""
+
 
 class Link:
     """A connection to a keeper.
@@ -50,6 +53,8 @@ class Link:
         self._ours = False  # that keeper, to be ended with what it keeps if it comes to that
         self.hello: Mapping[str, Any] = {}
         """What the keeper has said of itself."""
+        self.silent = False
+        """Whether it does not answer: it hangs, or is stopped."""
         self.keeper = talk.peer(connection)[0]
         """Its process id."""
         self.ended = asyncio.Event()
@@ -74,8 +79,11 @@ class Link:
             HostError: It cannot be started.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        spawning = asyncio.ensure_future(asyncio.to_thread(_spawn, theirs, label))
+        _spawning.add(spawning)
+        spawning.add_done_callback(_spawned)
         try:
-            pid = await asyncio.to_thread(_spawn, theirs, label)
+            pid = await asyncio.shield(spawning)
         except BaseException:
             ours.close()
             raise
@@ -142,8 +150,7 @@ class Link:
             raise
         if answer["kind"] == "hello":
             link.hello = answer
-        elif answer["kind"] == "silent":  # it hangs, or is stopped: of no use to anybody
-            link._give_up()
+        link.silent = answer["kind"] == "silent"
         return link
 
     async def adopt(self, *, outlive: bool) -> bool:
@@ -152,6 +159,8 @@ class Link:
         Raises:
             HostError: Another process has it.
         """
+        if self.silent:
+            self._give_up()
         deadline = self._loop.time() + _BUSY_S
         while not self.ended.is_set() and self.hello.get("state") == "running":
             answer = await self._ask("adopt", outlive=outlive)
@@ -339,6 +348,12 @@ def _spawn(theirs: socket.socket, label: str) -> int:
         theirs.close()
     _children.add(pid)
     return pid
+
+
+def _spawned(spawning: asyncio.Future[int]) -> None:
+    _spawning.discard(spawning)
+    if not spawning.cancelled():
+        spawning.exception()  # whoever still waits has it
 
 
 def _reaped(pid: int) -> bool:

@@ -129,7 +129,8 @@ class Keeper:
         finally:
             os.close(writer)
         self._main = True
-        self._record()
+        with contextlib.suppress(OSError):  # it only tells people more
+            self._record()
         self._output.note(f"started as process {self._pid} ({self._setup['why']}): {self._setup['argv']}")
 
     def _launch(self, writer: int) -> int:
@@ -324,6 +325,7 @@ def _signal_name(number: int) -> str:
 
 def main() -> None:
     """Be a keeper until its application has ended; never returns."""
+    os.chdir("/")
     os.setsid()  # what is sent to the node's terminal or process group is not meant for this one
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(ignored, signal.SIG_IGN)
