@@ -342,7 +342,7 @@ class ServiceContext:
         service: The service's name in the configuration.
         runtime_dir: A directory of the farm's own that a reboot empties (``/run/nlbfarm/<farm>``); what a
             later process of the node must find again after ``kill -9`` goes there.
-        state_dir: A directory of the farm's own that stays (``/var/lib/nlbfarm/<farm>``); output is kept there.
+        state_dir: A directory of the farm's own that stays (``/var/lib/nlbfarm/<farm>``): output goes there.
     """
 
     farm: str
@@ -389,7 +389,7 @@ class Service(ABC):
 
     @abstractmethod
     async def running(self) -> CheckResult:
-        """Say whether it runs, by the host's own knowledge (its manager, its processes); takes milliseconds."""
+        """Say whether it runs, as the host knows (its manager, its processes); takes milliseconds."""
 
     async def ended(self) -> str:
         """Return, with why, when an application that runs has come to its end without ``stop``.
