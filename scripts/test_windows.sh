@@ -18,7 +18,7 @@ readonly COMPILER=x86_64-w64-mingw32-gcc
 # What runs on Windows as it is: what the node is made of, but for the parts that are Linux's own (of the
 # backends, nfqueue).
 readonly NEUTRAL=(
-  tests/core tests/config tests/backends tests/checkers tests/runtime
+  tests/core tests/config tests/backends tests/checkers tests/services tests/runtime
   tests/heartbeat/test_memory.py tests/simulation/test_invariants.py tests/vip/test_arp.py tests/vip/test_managers.py
   tests/test_admin.py tests/test_damping.py tests/test_explain.py tests/test_plugins.py tests/test_rejections.py
 )

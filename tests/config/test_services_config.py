@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,6 +22,14 @@ def problems(directory: Path, services: str) -> list[str]:
 def one(directory: Path, service: str) -> Service:
     (found,) = load(write(directory, f'{SHOP}\n[[services]]\nname = "app"\n{service}')).services
     return found
+
+
+def test_the_documented_ones(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "services.md").read_text(encoding="utf-8")
+    with site_directory(tmp_path / "site") as site:
+        install(site, "acme-farm", "[nlbfarm.services]\nacme = acme_farm:Acme\n", "")
+        for block in re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
+            assert problems(tmp_path, block) == []
 
 
 def test_defaults(tmp_path: Path) -> None:

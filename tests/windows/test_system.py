@@ -27,7 +27,7 @@ from nlbfarm.parts import SystemClock
 
 pytestmark = pytest.mark.windows
 
-LINUX_ONLY = ("nlbfarm.lab", "nlbfarm.cli.demo")
+LINUX_ONLY = ("nlbfarm.lab", "nlbfarm.cli.demo", "nlbfarm.services.keeper")
 LOCALHOST = IPv4Address("127.0.0.1")
 
 

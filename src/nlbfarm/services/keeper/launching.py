@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,9 @@ _NOT_FOR_IT = (
     *("INVOCATION_ID", "JOURNAL_STREAM", "MAINPID", "MANAGERPID", "SYSTEMD_EXEC_PID"),
     *("CREDENTIALS_DIRECTORY", "RUNTIME_DIRECTORY", "STATE_DIRECTORY"),
 )  # systemd.exec(5): what it tells the node about itself
+
+if sys.platform == "win32":
+    raise ImportError("the keeper is for POSIX; on Windows a job object does its work")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
