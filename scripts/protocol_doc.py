@@ -13,10 +13,11 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from ipaddress import IPv4Address
 from pathlib import Path
+from types import ModuleType
 
 from nlbfarm.core import (
     handoff,
@@ -316,7 +317,7 @@ def diagram() -> str:
 
 # -- invariants ----------------------------------------------------------------------------
 
-_ENFORCED = {
+_ENFORCED: dict[str, tuple[Callable[..., object], str]] = {
     "I1": (
         Invariants.one_server,
         "handoff.acquirable handoff.everybody_knows membership.Membership.step hearing.Hearing.arrived",
@@ -333,10 +334,11 @@ _ENFORCED = {
 }
 
 
-def invariants() -> str:
+def invariants(enforced: Mapping[str, tuple[Callable[..., object], str]] = _ENFORCED) -> str:
     rows = []
-    for rule, (method, places) in _ENFORCED.items():
-        wording = " ".join((inspect.getdoc(method) or "").partition("Args:")[0].replace("``", "`").split())
+    for rule, (method, places) in enforced.items():
+        stated, *_ = re.split(r"^(?:Args|Returns):", inspect.getdoc(method) or "", flags=re.MULTILINE)
+        wording = " ".join(stated.replace("``", "`").split())
         name, _, wording = wording.partition(": ")
         assert name == rule, f"{method.__name__} states {name}"
         for place in places.split():
@@ -346,11 +348,14 @@ def invariants() -> str:
 
 
 def resolve(place: str) -> object:
-    """Return what ``module.name`` or ``module.Class.name`` of the core is."""
+    """Return what ``module.name``, ``module.Class.name`` or ``package.module.name`` of the core is."""
     module, *names = place.split(".")
     found: object = importlib.import_module(f"nlbfarm.core.{module}")
     for name in names:
-        found = getattr(found, name)
+        if isinstance(found, ModuleType) and not hasattr(found, name):
+            found = importlib.import_module(f"{found.__name__}.{name}")
+        else:
+            found = getattr(found, name)
     return found
 
 
@@ -456,29 +461,34 @@ BLOCKS: dict[str, Callable[[], str]] = {
 }
 
 
-def rewrite(text: str) -> str:
+def rewrite(text: str, blocks: Mapping[str, Callable[[], str]] = BLOCKS) -> str:
     """Return ``text`` with every generated part as the code has it now.
 
     Raises:
         ValueError: The parts in ``text`` are not those that are generated.
     """
     names = [match[2] for match in _BLOCK.finditer(text)]
-    if sorted(names) != sorted(BLOCKS):
-        raise ValueError(f"generated parts: {sorted(names)}; expected {sorted(BLOCKS)}")
-    return _BLOCK.sub(lambda match: f"{match[1]}{BLOCKS[match[2]]()}\n{match[3]}", text)
+    if sorted(names) != sorted(blocks):
+        raise ValueError(f"generated parts: {sorted(names)}; expected {sorted(blocks)}")
+    return _BLOCK.sub(lambda match: f"{match[1]}{blocks[match[2]]()}\n{match[3]}", text)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Writes the generated parts of docs/protocol.md.")
+def main(
+    arguments: Sequence[str] | None = None,
+    page: Path = PAGE,
+    blocks: Mapping[str, Callable[[], str]] = BLOCKS,
+    command: str = "python scripts/protocol_doc.py",
+) -> int:
+    parser = argparse.ArgumentParser(description=f"Writes the generated parts of docs/{page.name}.")
     parser.add_argument("--check", action="store_true", help="only say whether they are up to date")
-    parser.add_argument("--page", type=Path, default=PAGE, help="another page")
+    parser.add_argument("--page", type=Path, default=page, help="another page")
     options = parser.parse_args(arguments)
     text = options.page.read_text(encoding="utf-8")
-    fresh = rewrite(text)
+    fresh = rewrite(text, blocks)
     if fresh == text:
         return 0
     if options.check:
-        print(f"{options.page}: out of date; run python scripts/protocol_doc.py", file=sys.stderr)
+        print(f"{options.page}: out of date; run {command}", file=sys.stderr)
         return 1
     options.page.write_text(fresh, encoding="utf-8")
     return 0

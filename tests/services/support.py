@@ -72,16 +72,16 @@ def _table() -> dict[int, list[str]]:
     return found
 
 
-def zombies() -> list[int]:
+def zombies() -> set[int]:
     """Return the ids of this process's children that have ended and were not taken note of."""
-    found = []
+    found = set()
     for pid in _table():
         try:
             fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         except OSError:
             continue
         if fields[0] == b"Z" and int(fields[1]) == os.getpid():
-            found.append(pid)
+            found.add(pid)
     return found
 
 

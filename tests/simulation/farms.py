@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nlbfarm.core.buckets import ALL
+from nlbfarm.testing.applications.model import Applications
 from nlbfarm.testing.farm import SimulatedFarm
 
 
@@ -40,3 +41,16 @@ def first_time_served(farm: SimulatedFarm, until: float) -> float:
         if served == ALL:
             return farm.now
     raise AssertionError(f"not whole by {until}")
+
+
+def supervised(applications: Applications, nodes: int = 3, seed: int = 1) -> SimulatedFarm:
+    """Return a farm that serves, with these applications on every host, which do nothing by themselves."""
+    farm = SimulatedFarm(nodes, seed, applications=applications, drain_timeout=1.0)
+    farm.invariants.strict = True
+    farm.wild = False
+    for node in farm.hosts:
+        farm.start(node)
+    farm.run(3.0)
+    farm.applications.quiet()
+    farm.check_whole()
+    return farm

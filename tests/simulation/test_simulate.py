@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from nlbfarm.testing.actions import ACTIONS, Action
 from nlbfarm.testing.breaks import BREAKS, broken
 from nlbfarm.testing.chance import FAMILIES, random_schedule
-from nlbfarm.testing.schedules import ACTIONS, Action, Schedule, play
+from nlbfarm.testing.schedules import Schedule, play
 from nlbfarm.testing.shrink import shrink
 from nlbfarm.testing.simulate import main
 
@@ -26,6 +27,7 @@ KINDS = {
     "no-fencing": ("cuts", 3),
     "lease-kept-after-lapse": ("faults", 3),
     "late-turn-not-judged": ("faults", 2),
+    "views-not-compared": ("cuts", 3),
     "no-wait-after-joining": ("cuts", 2),
     "no-incarnation-echo": ("faults", 3),
     "old-words-accepted": ("faults", 3),
@@ -35,6 +37,16 @@ KINDS = {
     "drain-without-asking": ("planned", 3),
     "earlier-flows-forgotten": ("planned", 3),
     "no-restart-grace": ("planned", 3),
+    "restarts-not-counted": ("applications", 4),
+    "restarts-of-one-life": ("applications", 4),
+    "up-before-it-answers": ("applications", 4),
+    "given-up-comes-back": ("applications", 4),
+    "order-ignored": ("applications", 4),
+    "maintenance-ignored": ("applications", 5),
+    "leave-without-heirs": ("applications", 3),
+    "last-node-leaves": ("applications", 3),
+    "hold-never-ends": ("applications", 4),
+    "cause-forgotten": ("applications", 4),
 }
 """In which schedules, of how many nodes at most, a rule matters; the others matter in most."""
 

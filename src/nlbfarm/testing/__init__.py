@@ -3,10 +3,11 @@
 - ``clock``           ``FakeClock``: time that passes when the test says so
 - ``filter_backend``  ``check_filter_backend_contract``: what every ``FilterBackend`` must keep
 - ``conformance``     ``check_filter_backend``: thousands of packets, every verdict beside the oracle's
-- ``farm``            a whole farm of cores in simulated time: ``world``, ``hosts``, ``network``, ``clients``
+- ``farm``            a whole farm of cores in simulated time: ``timeline``, ``world``, ``hosts``,
+                      ``network``, ``clients``; and ``applications`` that their supervision looks after
 - ``invariants``      what must hold in it at every step
-- ``schedules``       what happens to it, as data; made by ``chance``, run in numbers by ``batch``, made small
-                      by ``shrink``
+- ``schedules``       what happens to it, as data, by the names in ``actions``; made by ``chance`` (with an
+                      ``agenda``), run in numbers by ``batch``, made small by ``shrink``
 - ``breaks``          rules of the protocol that can be disabled, to see that it is noticed
 - ``simulate``        the command: ``python -m nlbfarm.testing.simulate``
 - ``heartbeat``       the conformance check for ``Heartbeat``

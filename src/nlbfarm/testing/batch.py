@@ -43,6 +43,9 @@ class Summary:
     planned_connections: int = 0
     planned_broken_connections: int = 0
     longest_settling_s: float = 0.0
+    services_restarted: int = 0
+    services_given_up: int = 0
+    nodes_taken_out: int = 0
     nodes: dict[int, int] = field(default_factory=dict)
     """How many schedules had so many nodes."""
     failures: list[Failure] = field(default_factory=list)
@@ -87,6 +90,9 @@ def _run_one(seed: int, nodes: tuple[int, int], family: str | None, summary: Sum
     summary.connections += outcome.opened
     summary.broken_connections += outcome.broken
     summary.syn_retransmits += outcome.retransmits
+    summary.services_restarted += outcome.restarts
+    summary.services_given_up += outcome.given_up
+    summary.nodes_taken_out += outcome.taken_out
     summary.longest_settling_s = max(summary.longest_settling_s, outcome.settled_s)
     summary.nodes[schedule.nodes] = summary.nodes.get(schedule.nodes, 0) + 1
     if schedule.planned:

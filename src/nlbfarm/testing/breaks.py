@@ -20,7 +20,11 @@ from nlbfarm.core.lateness import Lateness
 from nlbfarm.core.membership import Membership
 from nlbfarm.core.node import Node
 from nlbfarm.core.reception import Reception
+from nlbfarm.core.supervision import Supervision
+from nlbfarm.core.supervision.budget import Budget
+from nlbfarm.core.supervision.condition import Concern
 from nlbfarm.core.wire import Member
+from nlbfarm.testing.applications import breaks as of_applications
 
 __all__ = ["BREAKS", "Break", "broken"]
 
@@ -284,6 +288,73 @@ BREAKS: dict[str, tuple[Break, ...]] = {
     ),
     "no-restart-grace": (
         Break("Who said that it will be back is waited for.", Hearing, "grace", _always(0.0)),
+    ),
+    "restarts-not-counted": (
+        Break("A service is restarted at most `max_restarts` times in `within`.", Budget, "left", _always(1)),
+    ),
+    "restarts-of-one-life": (
+        Break(
+            "Restarts of earlier lives of the node count.",
+            Supervision,
+            "__init__",
+            of_applications.forgetting_earlier_lives,
+        ),
+    ),
+    "up-before-it-answers": (
+        Break(
+            "A service is up when its checkers have found it well.", Supervision, "_content", _always(True)
+        ),
+    ),
+    "given-up-comes-back": (
+        Break(
+            "One that was given up is up again only when nothing asks for its restart any more.",
+            Supervision,
+            "_recovers",
+            of_applications.whatever_asks_for_restart,
+        ),
+    ),
+    "order-ignored": (
+        Break(
+            "A service is started when those that it needs are up, and stopped before them.",
+            Supervision,
+            "__init__",
+            of_applications.needing_nothing,
+        ),
+    ),
+    "maintenance-ignored": (
+        Break(
+            "During maintenance nothing is done about what checkers find.",
+            Supervision,
+            "_step",
+            of_applications.as_if_not_paused,
+        ),
+    ),
+    "leave-without-heirs": (
+        Break(
+            "A node takes itself out only when others have its clients.",
+            Supervision,
+            "_take_out",
+            of_applications.as_if_others_served,
+        ),
+    ),
+    "last-node-leaves": (
+        Break(
+            "What fails on a node that has served makes it less fit, not unable.",
+            Concern,
+            "__init__",
+            of_applications.never_staying,
+        ),
+    ),
+    "hold-never-ends": (
+        Break(
+            "A node whose service is down for longer than its hold is not fit.",
+            Supervision,
+            "_resource",
+            of_applications.held_for_ever,
+        ),
+    ),
+    "cause-forgotten": (
+        Break("What is missing says why.", Concern, "learn", of_applications.without_detail),
     ),
 }
 """Every rule that can be disabled, by the name for ``--break``."""

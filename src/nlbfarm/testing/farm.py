@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from math import inf
 
 from nlbfarm.core.events import (
@@ -22,6 +23,7 @@ from nlbfarm.core.node import Node
 from nlbfarm.core.settings import Admin
 from nlbfarm.core.versions import Versions
 from nlbfarm.core.wire import Fitness
+from nlbfarm.testing.applications.shell import SupervisedProcess
 from nlbfarm.testing.hosts import SimulatedHost
 from nlbfarm.testing.invariants import ViolationError
 from nlbfarm.testing.world import World
@@ -57,17 +59,24 @@ class SimulatedFarm(World):
         self.invariants.begins(host)
         settings = self.settings[node]
         host.versions = Versions(set(settings.nodes) - {node}, host.version)
+        resources = ["application"]
+        if host.apps is not None:
+            host.supervised = SupervisedProcess(self, host, host.apps)
+            resources += host.supervised.machine.resources
         host.core = Node(
             settings,
             host.incarnation,
             host.clock.local(self.now),
-            ("application",),
+            resources,
             admin=host.admin,
+            admin_reason=host.admin_reason,
             flows=host.flows_in(self.groups),
         )
         self.tell(node, "start", incarnation=host.incarnation)
         self._feed(host, ResourceChanged("application", True), host.life)
         self._arm(host)
+        if host.supervised is not None:
+            host.supervised.begin()
 
     def crash(self, node: int) -> None:
         """The machine is gone at once, with its flow table."""
@@ -76,11 +85,16 @@ class SimulatedFarm(World):
         self.clients.lost(host)
         host.powered = False
         self._end(host)
+        if host.apps is not None:
+            host.apps.crash()
 
     def kill(self, node: int) -> None:
         """The process is gone; the kernel keeps its filter until the lease runs out."""
         self.tell(node, "kill")
-        self._end(self.hosts[node])
+        host = self.hosts[node]
+        self._end(host)
+        if host.apps is not None:
+            host.apps.left(killed=True)
 
     def freeze(self, node: int, seconds: float) -> None:
         """The process does not run for so long; datagrams wait in its socket."""
@@ -112,8 +126,30 @@ class SimulatedFarm(World):
         """The administrator says what the node is to do; it stays so across a restart."""
         self.tell(node, "admin", admin=admin.value, at_once=at_once)
         host = self.hosts[node]
-        host.admin = admin
+        if host.supervised is not None:
+            order = partial(host.supervised.order, admin, at_once=at_once)
+            self.turn(host, order, host.life)
+            return
+        host.admin, host.admin_reason = admin, ""
         self._feed(host, AdminChanged(admin, at_once), host.life)
+
+    def maintenance(self, node: int, *, on: bool) -> None:
+        """Maintenance of a node begins or ends; it stays so across a restart."""
+        self.tell(node, "maintenance", on=on)
+        host = self.hosts[node]
+        if host.supervised is not None:
+            self.turn(host, partial(host.supervised.maintenance, on=on), host.life)
+
+    def mend(self, node: int) -> None:
+        """Everything that is checked on a host is put right, and its maintenance is over."""
+        apps = self.hosts[node].apps
+        if apps is not None:
+            self.tell(node, "mend")
+            apps.down.clear()
+            for service in apps.services.values():
+                service.mend()
+            if self.hosts[node].core is None:
+                apps.paused = False
 
     def power(self, node: int, powers: tuple[int, ...]) -> None:
         """The node's powers are these from now on, also after a restart."""

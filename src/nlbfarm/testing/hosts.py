@@ -6,9 +6,10 @@ nothing but its own clock. All times here are seconds of simulated time unless t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from typing import TYPE_CHECKING
 
 from nlbfarm.core.buckets import Bitmap, BucketStates, bits
 from nlbfarm.core.events import Event
@@ -17,7 +18,11 @@ from nlbfarm.core.settings import Admin
 from nlbfarm.core.versions import Versions
 from nlbfarm.core.wire import VERSION
 
-__all__ = ["SimulatedClock", "SimulatedHost"]
+if TYPE_CHECKING:
+    from nlbfarm.testing.applications.host import HostApplications
+    from nlbfarm.testing.applications.shell import SupervisedProcess
+
+__all__ = ["SimulatedClock", "SimulatedHost", "Turn"]
 
 FIRST_INCARNATION = 1000
 """Incarnations begin above this, so that a lost file can make one lower."""
@@ -53,12 +58,19 @@ class SimulatedClock:
         return (local - self.offset) / self.rate
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Something that a process does in a turn of its loop, beside the protocol."""
+
+    act: Callable[[], None]
+
+
 @dataclass(slots=True)
 class SimulatedHost:
     """One server.
 
-    ``lapses`` counts the leases that ran out while buckets were held. ``admin`` and ``powers`` are what is
-    persisted; ``incarnation`` is the newest one used.
+    ``lapses`` counts the leases that ran out while buckets were held. ``admin``, ``admin_reason`` and
+    ``powers`` are what is persisted; ``incarnation`` is the newest one used.
     """
 
     node_id: int
@@ -68,6 +80,7 @@ class SimulatedHost:
     """Newest wire version that its process speaks."""
     versions: Versions = field(default_factory=lambda: Versions(()))
     admin: Admin = Admin.RUN
+    admin_reason: str = ""
     powers: tuple[int, ...] | None = None
     incarnation: int = FIRST_INCARNATION
 
@@ -89,7 +102,10 @@ class SimulatedHost:
     back_after: float | None = None
     """How long after its end the process is started again."""
     armed: float = inf
-    queue: list[Event] = field(default_factory=list)
+    queue: list[Event | Turn] = field(default_factory=list)
+    supervised: SupervisedProcess | None = None
+    """What looks after its applications; ends with the process."""
+    apps: HostApplications | None = None
     trusted: frozenset[int] = frozenset()
     """When its process stopped running: the peers with which it had been hearing each other."""
 

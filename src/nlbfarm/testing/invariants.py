@@ -1,7 +1,8 @@
 """What must hold in every simulated run, checked after every step: I1, I3, I4; and I2 when all is quiet.
 
-Each invariant is one method of ``Invariants`` with its full wording. A step that changes neither a filter nor
-a lease is judged only while two nodes accept one bucket; so a check costs little.
+Each invariant is one method of ``Invariants`` with its full wording; those of applications, A1 to A8, are in
+``nlbfarm.testing.applications.invariants``. A step that changes neither a filter nor a lease is judged only
+while two nodes accept one bucket; so a check costs little.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nlbfarm.core.buckets import ALL, Bitmap
 from nlbfarm.core.placement import worst_accepted
-from nlbfarm.core.wire import Fitness, Heartbeat
+from nlbfarm.core.wire import Fitness, Heartbeat, NodeState
 
 if TYPE_CHECKING:
     from nlbfarm.testing.hosts import SimulatedHost
@@ -31,7 +32,7 @@ class ViolationError(AssertionError):
     """An invariant does not hold; the message has the seed, the time and the newest events.
 
     Args:
-        rule: Its name: ``I1`` to ``I4``, or ``STUCK``, ``FLOOD``, ``ERROR``.
+        rule: Its name: ``I1`` to ``I4``, ``A1`` to ``A8``, or ``STUCK``, ``FLOOD``, ``ERROR``.
         message: What was seen.
     """
 
@@ -81,6 +82,11 @@ class Invariants:
         now = self._farm.now
         begun, last = self._streaks.get(pair, (now, arrived))
         self._streaks[pair] = (begun if arrived - last <= self._gap else now, arrived)
+
+    def said(self, word: Heartbeat) -> None:
+        """Judge what a node says of itself: A3, each state but *up and sound* has its reason."""
+        if (word.state is not NodeState.UP or word.fitness) and not word.reason:
+            self._farm.fail("A3", f"node {word.sender} says that it is {word.state.name}, and why?")
 
     def begins(self, host: SimulatedHost) -> None:
         """Take note that a new process starts: it has heard nobody, and nobody has heard it."""
@@ -133,6 +139,8 @@ class Invariants:
             self.one_server(group, one, other)
             self.fencing(group, one, other)
         self.no_broken_connection()
+        for host in self._farm.hosts.values():
+            self._farm.applications.up_before_serving(host)
         # What two accept is judged again at every step: they may come to hear each other.
         self.due = bool(self._conflicts)
 
@@ -296,10 +304,10 @@ class Invariants:
                 fit = host.core is not None and host.core.fitness <= worst
                 if bitmap and not fit:
                     return f"group {group}: node {node} accepts buckets, though others are fitter"
-                if not bitmap and node in farm.keep_running and not host.leaves and fit:
+                if not bitmap and self._should_serve(host) and fit:
                     return f"group {group}: node {node} accepts nothing, though it could"
                 seen |= bitmap
-            if seen != ALL:
+            if seen != ALL and self._anybody(nodes):
                 return f"group {group}: {(ALL & ~seen).bit_count()} buckets are accepted by nobody"
         return ""
 
@@ -312,8 +320,22 @@ class Invariants:
             if (nodes is None or node in nodes)
             and host.core is not None
             and not host.leaves
-            and (node in farm.keep_running or host.accepts(group, farm.now))
+            and (self._should_serve(host) or host.accepts(group, farm.now))
         )
+
+    def _should_serve(self, host: SimulatedHost) -> bool:
+        """Whether a node is meant to have buckets when all is quiet, if it is fit enough.
+
+        A node whose applications are simulated: if they let it. Else whatever was wrong has been put right.
+        """
+        if host.node_id not in self._farm.keep_running or host.leaves or host.core is None:
+            return False
+        return host.supervised is None or host.core.able
+
+    def _anybody(self, nodes: set[int] | None) -> bool:
+        """Whether somebody is left to serve: where applications decide on it that may be nobody."""
+        hosts = [host for node, host in self._farm.hosts.items() if nodes is None or node in nodes]
+        return any(host.apps is None or self._should_serve(host) for host in hosts)
 
     def connections_kept(self) -> None:
         """I3, when all is quiet: a process that was to follow another serves the connections of that one."""

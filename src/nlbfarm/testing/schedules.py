@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from nlbfarm.core.settings import Admin, Partition
-from nlbfarm.core.wire import Fitness, NodeState
+from nlbfarm.core.wire import Fitness
+from nlbfarm.testing.actions import Action, act
+from nlbfarm.testing.applications.model import Applications
 from nlbfarm.testing.farm import SimulatedFarm
 from nlbfarm.testing.invariants import ViolationError
 
@@ -24,31 +25,13 @@ QUIET_S = 6.0
 LONGEST_DRAIN_S = 20.0
 """How long I2's bound waits, at most, for the connections of a node that leaves."""
 
+LONGEST_UNREST_S = 60.0
+"""How long it waits, at most, for services that are restarted until they may not be any more."""
+
 STEADY_S = 0.7
 """A farm that has been whole for so long is taken for settled."""
 
 LOOK_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """One thing that happens.
-
-    Args:
-        at: When, seconds.
-        kind: What: a name in ``ACTIONS``.
-        nodes: To which nodes.
-        value: How long, how much, or a word; see ``ACTIONS``.
-    """
-
-    at: float
-    kind: str
-    nodes: tuple[int, ...] = ()
-    value: float | str = 0.0
-
-    def __str__(self) -> str:
-        value = f" {self.value}" if self.value else ""
-        return f"{self.at:8.4f}  {self.kind}{value} {' '.join(map(str, self.nodes))}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +51,8 @@ class Schedule:
         connections_per_s, connection_life_s: As for ``SimulatedFarm``.
         takeover_grace, restart_grace, drain_timeout: As in ``Settings``, seconds.
         old: Nodes that speak wire version 1.
-        unfit: Nodes stay as fit as they are when all is quiet.
+        unfit: Nodes stay as fit as they are when all is quiet; so do applications and what is checked.
+        applications: What is supervised on each host; ``None``: nothing.
     """
 
     seed: int
@@ -96,6 +80,7 @@ class Schedule:
     drain_timeout: float = 60.0
     old: tuple[int, ...] = ()
     unfit: bool = False
+    applications: Applications | None = None
 
     @property
     def ends(self) -> float:
@@ -116,12 +101,18 @@ class Schedule:
         for name in ("rest", "old", "delay_s", "slow_turns", "apply_s"):
             fields[name] = tuple(fields[name])
         fields["sides"] = tuple(map(tuple, fields["sides"]))
+        if fields.get("applications") is not None:
+            fields["applications"] = Applications.from_fields(fields["applications"])
         return cls(**fields)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run went; ``violation`` is ``None`` if every invariant held."""
+    """How a run went; ``violation`` is ``None`` if every invariant held.
+
+    ``restarts`` counts services restarted, ``given_up`` those that may not be any more, ``taken_out`` the
+    nodes that took themselves out.
+    """
 
     violation: ViolationError | None
     simulated_s: float
@@ -130,6 +121,9 @@ class Outcome:
     broken: int
     retransmits: int
     settled_s: float
+    restarts: int = 0
+    given_up: int = 0
+    taken_out: int = 0
 
 
 def build(schedule: Schedule) -> SimulatedFarm:
@@ -150,6 +144,7 @@ def build(schedule: Schedule) -> SimulatedFarm:
         apply_s=schedule.apply_s,
         connections_per_s=schedule.connections_per_s,
         connection_life_s=schedule.connection_life_s,
+        applications=schedule.applications,
         takeover_grace=schedule.takeover_grace,
         restart_grace=schedule.restart_grace,
         drain_timeout=schedule.drain_timeout,
@@ -159,7 +154,7 @@ def build(schedule: Schedule) -> SimulatedFarm:
     for node in schedule.old:
         farm.hosts[node].version = 1
     for action in schedule.actions:
-        farm.at(action.at, ACTIONS[action.kind], farm, action)
+        farm.at(action.at, act, farm, action)
     return farm
 
 
@@ -191,6 +186,9 @@ def play(schedule: Schedule, farm: SimulatedFarm | None = None) -> Outcome:
         farm.clients.broken,
         farm.clients.retransmits,
         farm.now - quiet_at,
+        farm.applications.restarts,
+        farm.applications.given_up,
+        farm.applications.taken_out,
     )
 
 
@@ -204,14 +202,23 @@ def _until_whole(farm: SimulatedFarm, schedule: Schedule) -> None:
         if any(host.core is not None and host.leaves and any(host.known) for host in farm.hosts.values()):
             # Not quiet yet: one that leaves still serves its connections.
             bound = max(bound, min(farm.now, schedule.ends + LONGEST_DRAIN_S) + QUIET_S)
-        if any(farm.invariants.hole(side) for side in sides) or (
-            schedule.planned and farm.invariants.waiting()
+        restless = farm.applications.restless()
+        if restless:
+            # Nor is it as long as services are started, and given up, because of what was left wrong.
+            bound = max(bound, min(farm.now, schedule.ends + LONGEST_UNREST_S) + QUIET_S)
+        if (
+            restless
+            or (whole_since is not None and farm.applications.commanded_at > whole_since)
+            or farm.applications.untrue()
+            or any(farm.invariants.hole(side) for side in sides)
+            or (schedule.planned and farm.invariants.waiting())
         ):
             whole_since = None
         elif whole_since is None:
             whole_since = farm.now
         elif farm.now - whole_since >= STEADY_S:
             return
+    farm.applications.quiet()
     for side in sides:
         farm.invariants.no_hole(side)
     farm.invariants.connections_kept()
@@ -229,6 +236,8 @@ def _settle(farm: SimulatedFarm, schedule: Schedule) -> None:
     farm.heal()
     farm.network.loss = 0.0
     farm.slow_turns = (0.0, 0.0)
+    farm.wild = False
+    farm.applications.disturbed()
     for side in schedule.sides:
         for one in side:
             for other in farm.hosts:
@@ -239,7 +248,10 @@ def _settle(farm: SimulatedFarm, schedule: Schedule) -> None:
     for node in sorted(farm.keep_running):
         host = farm.hosts[node]
         settings = farm.settings[node]
-        if host.admin is not Admin.RUN:
+        mends = host.apps is not None and not schedule.unfit
+        if mends:
+            farm.mend(node)
+        if mends or (host.admin is not Admin.RUN and not (host.apps is not None and host.apps.taken_out)):
             farm.admin(node, Admin.RUN)
         if not all(settings.powers):
             farm.power(node, (1,) * len(settings.powers))
@@ -249,131 +261,3 @@ def _settle(farm: SimulatedFarm, schedule: Schedule) -> None:
             farm.healthy(node, True)
             if not schedule.unfit:
                 farm.fit(node, Fitness.SOUND)
-
-
-# -- actions -------------------------------------------------------------------------------
-
-
-def _start(farm: SimulatedFarm, action: Action) -> None:
-    for node in action.nodes:
-        if farm.hosts[node].core is None:
-            farm.start(node)
-
-
-def _forget(farm: SimulatedFarm, action: Action) -> None:
-    """Start a node that lost its file of incarnations, on a machine whose clock is behind."""
-    for node in action.nodes:
-        if farm.hosts[node].core is None:
-            farm.start(node, incarnation=farm.hosts[node].incarnation - 100)
-
-
-def _replay(farm: SimulatedFarm, action: Action) -> None:
-    for node in action.nodes:
-        farm.replay(node)
-
-
-def _running(do: Callable[[SimulatedFarm, int, Action], None]) -> Callable[[SimulatedFarm, Action], None]:
-    """Return an action that happens to those of its nodes whose process is there."""
-
-    def act(farm: SimulatedFarm, action: Action) -> None:
-        for node in action.nodes:
-            if farm.hosts[node].core is not None:
-                do(farm, node, action)
-
-    return act
-
-
-def _spared(do: Callable[[SimulatedFarm, int, Action], None]) -> Callable[[SimulatedFarm, Action], None]:
-    """Return an action that takes a node out of service: in a planned run only while another one serves."""
-
-    def act(farm: SimulatedFarm, node: int, action: Action) -> None:
-        if farm.invariants.planned and not _another_serves(farm, node):
-            farm.tell(node, "not spared", kind=action.kind)
-        else:
-            do(farm, node, action)
-
-    return _running(act)
-
-
-def _another_serves(farm: SimulatedFarm, node: int) -> bool:
-    for other, host in farm.hosts.items():
-        if (
-            other != node
-            and other in farm.settings[node].nodes
-            and host.core is not None
-            and host.core.state is NodeState.UP
-            and all(farm.settings[other].powers)
-            and all(host.accepts(group, farm.now) for group in range(len(farm.groups)))
-        ):
-            return True
-    return False
-
-
-def _cut(farm: SimulatedFarm, action: Action) -> None:
-    """Cut one link: both ways, or only from the first to the second."""
-    one, other = action.nodes
-    farm.cut(one, other)
-    if action.value != "one-way":
-        farm.cut(other, one)
-
-
-def _partition(farm: SimulatedFarm, action: Action) -> None:
-    """Cut these nodes off from all others."""
-    for one in action.nodes:
-        for other in farm.hosts:
-            if other not in action.nodes:
-                farm.cut(one, other)
-                farm.cut(other, one)
-
-
-def _network(farm: SimulatedFarm, action: Action) -> None:
-    """Lose a whole heartbeat network."""
-    farm.tell(0, "network down", network=int(action.value))
-    farm.network.down = {int(action.value)}
-
-
-def _reload(farm: SimulatedFarm, action: Action) -> None:
-    """Give the first node a configuration that names these."""
-    farm.reload(action.nodes[0], action.nodes)
-
-
-def _power(farm: SimulatedFarm, node: int, action: Action) -> None:
-    farm.power(node, (int(action.value),) * len(farm.groups))
-
-
-def _admin(farm: SimulatedFarm, node: int, action: Action) -> None:
-    what, _, now = str(action.value).partition(" ")
-    farm.admin(node, Admin(what), at_once=now == "now")
-
-
-def _admin_or_run(farm: SimulatedFarm, action: Action) -> None:
-    if action.value == "run":
-        for node in action.nodes:
-            farm.admin(node, Admin.RUN)
-    else:
-        _spared(_admin)(farm, action)
-
-
-ACTIONS: dict[str, Callable[[SimulatedFarm, Action], None]] = {
-    "start": _start,
-    "forget": _forget,
-    "crash": _running(lambda farm, node, action: farm.crash(node)),
-    "kill": _running(lambda farm, node, action: farm.kill(node)),
-    "freeze": _running(lambda farm, node, action: farm.freeze(node, float(action.value))),
-    "pause": _running(lambda farm, node, action: farm.pause(node, float(action.value))),
-    "stop": _spared(lambda farm, node, action: farm.stop(node, at_once=action.value == "now")),
-    "upgrade": _spared(lambda farm, node, action: farm.upgrade(node, float(action.value))),
-    "unhealthy": _spared(lambda farm, node, action: farm.healthy(node, False)),
-    "healthy": _running(lambda farm, node, action: farm.healthy(node, True)),
-    "fit": _running(lambda farm, node, action: farm.fit(node, Fitness[str(action.value)])),
-    "damage": _running(lambda farm, node, action: farm.damage(node)),
-    "admin": _admin_or_run,
-    "power": _spared(_power),
-    "reload": _reload,
-    "cut": _cut,
-    "partition": _partition,
-    "network": _network,
-    "replay": _replay,
-    "heal": lambda farm, action: farm.heal(),
-}
-"""What can happen, by the name that an action bears."""

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from nlbfarm.testing.schedules import Action, Schedule, play
+from nlbfarm.testing.actions import Action
+from nlbfarm.testing.schedules import Schedule, play
 
 __all__ = ["shrink"]
 
@@ -115,9 +116,13 @@ def _simpler_conditions(schedule: Schedule) -> Iterator[Schedule]:
         "takeover_grace",
         "drain_timeout",
         "unfit",
+        "applications",
     ):
         if getattr(schedule, name) != getattr(_PLAIN, name) and not (name == "rest" and schedule.planned):
             yield replace(schedule, **{name: getattr(_PLAIN, name)})
+    if schedule.applications is not None:
+        for simpler in schedule.applications.simpler():
+            yield replace(schedule, applications=simpler)
 
 
 def _rounder_times(schedule: Schedule) -> Iterator[Schedule]:

@@ -129,9 +129,10 @@ def _describe(schedule: Schedule) -> str:
     told = [
         f"{name}={value}"
         for name, value in asdict(schedule).items()
-        if name != "actions" and value != getattr(plain, name)
+        if name not in ("actions", "applications") and value != getattr(plain, name)
     ]
-    return "schedule: " + " ".join(told) + "\n" + "\n".join(map(str, schedule.actions))
+    supervised = schedule.applications.told() if schedule.applications is not None else ()
+    return "\n".join(["schedule: " + " ".join(told), *supervised, *map(str, schedule.actions)])
 
 
 def _tell_failure(failure: Failure, nodes: tuple[int, int], family: str | None, breaking: str | None) -> None:

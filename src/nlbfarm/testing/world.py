@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import heapq
-import random
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import inf
-from typing import Any, cast
+from typing import cast
 
 from nlbfarm.core.buckets import BucketStates, bits
 from nlbfarm.core.commands import (
@@ -35,10 +35,14 @@ from nlbfarm.core.policy import Mode
 from nlbfarm.core.settings import Partition, Settings
 from nlbfarm.core.versions import spoken
 from nlbfarm.core.wire import VERSION, Codec, Heartbeat, Keyring, Message
+from nlbfarm.testing.applications.host import HostApplications
+from nlbfarm.testing.applications.invariants import ApplicationInvariants
+from nlbfarm.testing.applications.model import Applications
 from nlbfarm.testing.clients import Clients
-from nlbfarm.testing.hosts import SimulatedClock, SimulatedHost
-from nlbfarm.testing.invariants import Invariants, ViolationError
+from nlbfarm.testing.hosts import SimulatedClock, SimulatedHost, Turn
+from nlbfarm.testing.invariants import Invariants
 from nlbfarm.testing.network import SimulatedNetwork
+from nlbfarm.testing.timeline import Timeline
 
 __all__ = ["World"]
 
@@ -61,7 +65,7 @@ STUCK = 20_000
 """So many steps without time passing mean that somebody goes round in circles."""
 
 
-class World:
+class World(Timeline):
     """Nodes 1..``nodes`` on simulated time, none of them started.
 
     Args:
@@ -81,6 +85,7 @@ class World:
         apply_s: Shortest and longest time that a change of the filter takes.
         connections_per_s, connection_life_s: How many connections the clients open a second, and the
             mean life of one.
+        applications: What is supervised on each host; ``None``: nothing.
         settings: Overrides for every node's ``Settings``.
     """
 
@@ -102,22 +107,20 @@ class World:
         apply_s: tuple[float, float] = (0.0001, 0.003),
         connections_per_s: float = 0.0,
         connection_life_s: float = 1.0,
+        applications: Applications | None = None,
         **settings: object,
     ) -> None:
-        self.seed = seed
-        self.random = random.Random(seed)
-        self.now = 0.0
-        self.trace: list[tuple[float, int, str, Mapping[str, object]]] = []
+        super().__init__(seed)
         self.datagrams = 0
         """Datagrams sent so far."""
         self.keep_running: frozenset[int] = frozenset()
         """Nodes whose process is started again when it ends."""
         self.restarted_at = 0.0
         """When a process that had ended was last started again."""
+        self.wild = True
+        """Whether applications do by chance what nobody wants."""
         self.slow_turns = slow_turns
         self.apply_s = apply_s
-        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
-        self._count = 0
         self._flood = FLOOD * nodes * nodes
         self._flood_since = -1.0
         self._recorded: dict[int, Heartbeat] = {}
@@ -144,15 +147,14 @@ class World:
         self.network = SimulatedNetwork(
             self.random, delay_s, loss, duplicate, ordered=ordered, networks=networks
         )
+        if applications is not None:
+            for host in self.hosts.values():
+                host.apps = HostApplications(self, applications)
+        self.applications = ApplicationInvariants(self)
         self.invariants = Invariants(self)
         self.clients = Clients(self, connections_per_s, connection_life_s)
 
     # -- time ------------------------------------------------------------------------------
-
-    def at(self, when: float, action: Callable[..., None], *arguments: object) -> None:
-        """Do ``action`` at ``when``, seconds of simulated time."""
-        self._count += 1
-        heapq.heappush(self._heap, (when, self._count, action, arguments))
 
     def run(self, until: float) -> None:
         """Let time pass, checking the invariants after every step.
@@ -160,7 +162,7 @@ class World:
         Raises:
             ViolationError: One does not hold.
         """
-        heap, check, pop = self._heap, self.invariants, heapq.heappop
+        heap, check, pop = self.agenda, self.invariants, heapq.heappop
         steps, begun = 0, self.now
         while heap and heap[0][0] <= until:
             self.now, _, action, arguments = pop(heap)
@@ -190,7 +192,7 @@ class World:
     def _end(self, host: SimulatedHost) -> None:
         """The process is gone."""
         self.invariants.stands_still(host)
-        host.core = None
+        host.core = host.supervised = None
         host.life += 1
         self.invariants.due = True
 
@@ -211,7 +213,7 @@ class World:
         waiting, host.queue = host.queue, []
         for event in waiting:
             if host.life == life:
-                self._handle(host, event)
+                self.handle(host, event)
         if host.life == life:
             self._wake(host)
 
@@ -238,7 +240,7 @@ class World:
         else:
             self._arm(host)
 
-    def _feed(self, host: SimulatedHost, event: Event, life: int) -> None:
+    def _feed(self, host: SimulatedHost, event: Event | Turn, life: int) -> None:
         if host.core is None or host.life != life:
             return
         if self.now < host.frozen_until:
@@ -249,9 +251,13 @@ class World:
             host.queue.append(event)
             self._hold_up(host, longest * self.random.random())
             return
-        self._handle(host, event)
+        self.handle(host, event)
 
-    def _handle(self, host: SimulatedHost, event: Event) -> None:
+    def handle(self, host: SimulatedHost, event: Event | Turn) -> None:
+        """Let a host's process, which runs, handle an event in this turn of its loop."""
+        if isinstance(event, Turn):
+            event.act()
+            return
         assert host.core is not None
         life = host.life
         if type(event) is MessageArrived and type(event.message) is Heartbeat:
@@ -262,6 +268,12 @@ class World:
             self._do(host, command, life)
         if host.life == life:
             self._arm(host)
+            if host.supervised is not None:
+                host.supervised.turned()
+
+    def turn(self, host: SimulatedHost, act: Callable[[], None], life: int) -> None:
+        """Do something in a turn of the loop of a process, if it still is in that life."""
+        self._feed(host, Turn(act), life)
 
     def _do(self, host: SimulatedHost, command: Command, life: int) -> None:
         match command:
@@ -285,16 +297,27 @@ class World:
                 self.trace.append((self.now, host.node_id, command.event, command.fields))
             case Halted():
                 self.tell(host.node_id, "halted")
+                if host.supervised is not None:
+                    host.supervised.halted()
             case Stopped():
                 self.tell(host.node_id, "stopped")
                 self.invariants.ends(host)
                 host.lease_until = -1.0
-                self._end(host)
-                after = host.back_after
-                if after is None and host.node_id in self.keep_running:
-                    after = 0.01
-                if after is not None:
-                    self.at(self.now + after, self._again, host, host.life)
+                if host.supervised is None or host.returning:
+                    self._exit(host)
+                else:
+                    host.supervised.end(partial(self._exit, host))
+
+    def _exit(self, host: SimulatedHost) -> None:
+        """The process ends by itself."""
+        self._end(host)
+        if host.apps is not None:
+            host.apps.left(killed=False)
+        after = host.back_after
+        if after is None and host.node_id in self.keep_running:
+            after = 0.01
+        if after is not None:
+            self.at(self.now + after, self._again, host, host.life)
 
     def start(self, node: int, incarnation: int = 0) -> None:
         """Start the node's process."""
@@ -347,6 +370,7 @@ class World:
         source = host.node_id
         if type(message) is Heartbeat:
             self._recorded[source] = message
+            self.invariants.said(message)
         for version, nodes in host.versions.speak(message, command.nodes, host.clock.local(self.now)):
             said = cast(Message, spoken(message, version))
             for target in nodes:
@@ -377,21 +401,3 @@ class World:
             if target != node:
                 self._deliver(node, target, message, 0, self.hosts[target].version)
         self.at(self.now + REPLAY_S, self._replay, node, life)
-
-    # -- telling ---------------------------------------------------------------------------
-
-    def tell(self, node: int, event: str, **fields: object) -> None:
-        """Put something that happened into the trace; node 0 is everybody."""
-        self.trace.append((self.now, node, event, fields))
-
-    def story(self, newest: int = 80) -> str:
-        """Return the newest events of the trace, a line each."""
-        lines = []
-        for when, node, event, fields in self.trace[-newest:]:
-            told = " ".join(f"{name}={value}" for name, value in fields.items())
-            lines.append(f"{when:9.4f}  {f'node {node}' if node else 'all':8} {event:22} {told}".rstrip())
-        return "\n".join(lines)
-
-    def fail(self, rule: str, message: str) -> None:
-        """Raise a ``ViolationError`` with the seed and the newest events."""
-        raise ViolationError(rule, f"seed {self.seed}, t={self.now:.4f}: {rule}: {message}\n{self.story()}")

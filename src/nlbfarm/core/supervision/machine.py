@@ -272,7 +272,7 @@ class Supervision:
                     self._tell(service, "service.failed", event.reason, warning=True)
                     service.ended = f"it cannot be started: {event.reason}"
             case Ended():
-                if service.phase in (Phase.CHECKING, Phase.UP):
+                if service.phase in (Phase.CHECKING, Phase.UP, Phase.GIVEN_UP):
                     self._tell(service, "service.ended", event.reason, warning=True)
                     service.ended = f"it ended: {event.reason}"
             case Stopped():
@@ -282,14 +282,16 @@ class Supervision:
     # -- after each event ------------------------------------------------------------------
 
     def _step(self, now: float) -> None:
-        self._weigh_rules(now)
-        if not self.paused:
-            for service in self._all:
-                self._judge(service, now)
-            self._judge_all(now)
-        self._follow(now)
-        while sum(self._proceed(service, now) for service in self._all):
-            pass  # one that is up may be what another waited for
+        moved = True
+        while moved:
+            self._weigh_rules(now)
+            if not self.paused:
+                for service in self._all:
+                    self._judge(service, now)
+                self._judge_all(now)
+            self._follow(now)
+            # One that is up now may be what another waited for, or what something else finds bad.
+            moved = sum(self._proceed(service, now) for service in self._all) > 0
         self._tell_node(now)
         if not self.paused:
             self._take_out(now)
@@ -372,6 +374,8 @@ class Supervision:
         action, reason = self._failure(service, now)
         if action in RESTARTS:
             self._restart(self._all if action is Action.RESTART_ALL else (service,), reason, now)
+            if service.phase is Phase.UP:  # not all may be restarted any more; but this one is down
+                self._restart((service,), reason, now)
         elif action in LEAVES:
             service.failure = reason
             self._occur(service, Occurrence.EXHAUSTED, reason, now)
@@ -530,7 +534,8 @@ class Supervision:
             return SetResource(name, False, said) if service.failure else SetResource(name, None)
         dead = service.phase is Phase.UP and service.ended and service.spec.on_exit is Action.WAIT
         held = service.phase is not Phase.GIVEN_UP and now < service.lost_at + service.spec.hold
-        if self.paused or (held and not dead):
+        unsaid = self.paused and service.told is not None and service.told.ok
+        if unsaid or (held and not dead):
             return SetResource(name, True)
         if dead:
             reason = f"{service.spec.name}: {service.ended}"

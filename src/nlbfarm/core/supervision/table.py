@@ -52,7 +52,7 @@ class Occurrence(enum.StrEnum):
     ANSWERS = "its checkers are content"
     FAILS = "it fails, and may be restarted"
     EXHAUSTED = "it fails, and may not be restarted any more"
-    UNSETTLED = "a service before it is down, or all are restarted"
+    UNSETTLED = "a service before it is down"
     STOPPED = "it has been stopped"
     OVER = "its pause is over"
     FORGIVEN = "an administrator starts the node"
