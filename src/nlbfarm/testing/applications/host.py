@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import TYPE_CHECKING
 
+from nlbfarm.core.supervision import Action
 from nlbfarm.core.supervision.model import Ended, Event, Started, StartFailed, Stopped
 from nlbfarm.testing.applications.model import Applications, CheckPlan, ServicePlan
 
@@ -55,6 +56,8 @@ class SimulatedService:
         self._life = 0
         """Rises when it begins and ends to run."""
         self._watcher: Told | None = None
+        self._watched = False
+        """Whether its node has been told that it runs, and hears of its end."""
         self._stopping = False
 
     def answers(self) -> bool:
@@ -88,7 +91,7 @@ class SimulatedService:
     def _want(self, watcher: Told | None) -> None:
         self._wish += 1
         self._watcher = watcher
-        self._stopping = self.busy = False
+        self._stopping = self._watched = self.busy = False
 
     def _after(self, seconds: float, then: Callable[..., None], *arguments: object) -> None:
         self.busy = True
@@ -102,11 +105,14 @@ class SimulatedService:
     def _started(self) -> None:
         if not self.running:
             self.begin()
+        self._watched = True
         if self._watcher is not None:
             self._watcher(Started(self.plan.spec.name))
 
     def _failed(self) -> None:
-        if self._watcher is not None:
+        if self.running:
+            self._started()
+        elif self._watcher is not None:
             self._watcher(StartFailed(self.plan.spec.name, "exit code 1 from its start"))
 
     def _stopped(self, told: Told) -> None:
@@ -132,7 +138,7 @@ class SimulatedService:
             self._world.at(self._world.now + rng.expovariate(1 / plan.lives_s), self._worn_out, self._life)
 
     def by_hand(self) -> None:
-        """An administrator starts it beside its node, which finds that out."""
+        """An administrator starts it beside its node, which finds that out if it looks at it."""
         if not self.running and self.ill != "broken":
             self.begin()
             self._tell(Started(self.plan.spec.name), FOUND_S)
@@ -144,17 +150,19 @@ class SimulatedService:
             self._tell(Ended(self.plan.spec.name, reason), (0.0, NOTICED_S))
 
     def mend(self) -> None:
-        """Nothing is wrong with it any more."""
+        """Nothing is wrong with it any more; if it is left to the administrator, it is started by hand."""
         self.ill = ""
         if self.running:
             self.answers_from = min(self.answers_from, self._world.now)
+        elif self._watched and self.plan.spec.on_exit in (Action.NONE, Action.WAIT):
+            self.by_hand()
 
     def hang(self) -> None:
         """It does not answer any more, until it is started anew."""
         self.answers_from = inf
 
     def _tell(self, event: Event, late_s: tuple[float, float]) -> None:
-        if self._watcher is not None:
+        if self._watcher is not None and self._watched:
             late = self._world.random.uniform(*late_s)
             self._world.at(self._world.now + late, self._noticed, self._wish, self._watcher, event)
 
