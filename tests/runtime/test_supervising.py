@@ -123,7 +123,9 @@ async def test_one_that_cannot_be_repaired_takes_the_node_out_and_says_why(farm:
     assert two.own == 256
     assert one.reason.startswith("stopped: web: it cannot be started: exit code 1: syntax error in line 3 (")
     assert "restarted 2 times in 1 h" in one.reason
-    saved = json.loads((farm.directory / "admin-1").read_text())
+    file = farm.directory / "admin-1"
+    await until(lambda: file.exists() and json.loads(file.read_text())["admin"] == "stop")
+    saved = json.loads(file.read_text())
     assert (saved["admin"], saved["reason"]) == ("stop", one.reason.removeprefix("stopped: "))
     app.refuses = ""
     await give(one, "start")
@@ -260,3 +262,41 @@ async def test_a_reload_takes_other_checkers_while_the_node_serves(farm: Farm) -
     await one.runtime.reconfigure(dataclasses.replace(parts, checks=parts.checks))
     await until(lambda: (one.state, one.reason) == ("UP", ""))
     assert disk.closed
+
+
+async def test_a_node_that_is_taken_out_does_not_wait_for_its_disk(farm: Farm) -> None:
+    one, app, two, _ = await farm.pair()
+    admin = one.runtime.administration
+    await admin._carrying_out.acquire()  # as if a save took its time
+    app.refuses = "exit code 1"
+    app.crash()
+    await until(lambda: one.state == "STOP")
+    assert two.own == 256
+    admin._carrying_out.release()
+    file = farm.directory / "admin-1"
+    await until(lambda: file.exists() and json.loads(file.read_text())["admin"] == "stop")
+
+
+async def test_a_node_that_is_started_while_its_vips_go_down_goes_on(farm: Farm) -> None:
+    one, app, _, _ = await farm.pair()
+    async with one.runtime.vips.changing():
+        await give(one, "stop")
+        await until(lambda: one.state == "STOP")
+        await give(one, "start")
+    await until(lambda: one.own == 128)
+    assert phase(one) == "up"
+    assert app.runs
+
+
+async def test_a_stopped_node_that_is_started_as_soon_as_it_is_there_runs_its_services(farm: Farm) -> None:
+    one, app = await farm.node(1)
+    await until(lambda: one.own == 256)
+    await give(one, "stop")
+    await until(lambda: not app.runs)
+    await one.runtime.close()
+    farm.benches.clear()
+    farm.network = SimulatedNetwork(SystemClock())
+    farm.heartbeats = {number: farm.network.heartbeat(number) for number in (1, 2)}
+    again, app = await farm.node(1)
+    await give(again, "start")
+    await until(lambda: again.own == 256 and app.runs)

@@ -335,21 +335,31 @@ class Administration:
                 said = told
             await asyncio.sleep(_LOOK_S)
 
-    async def take_out(self, action: Action, reason: str) -> None:
-        """Drain or stop this node for a reason of its own; it stays so until it is started."""
+    def take_out(self, action: Action, reason: str) -> None:
+        """Drain or stop this node for a reason of its own; it stays so until it is started.
+
+        At once: that others have the clients is true now, and need not be when a slow disk has answered.
+        """
+        if self.state.admin is not Admin.RUN or self.removed:
+            return
+        admin = Admin.DRAIN if action is Action.DRAIN else Admin.STOP
+        self.state = replace(self.state, admin=admin, reason=reason)
+        self._commands += 1
+        self._restarting = False
+        self._handle(AdminChanged(admin, reason=reason))
+        self._spawn(self._remember(admin, reason, self._commands))
+
+    async def _remember(self, admin: Admin, reason: str, command: int) -> None:
+        """Save that this node was taken out, unless an administrator has wanted something else since."""
         async with self._carrying_out:
-            if self.state.admin is not Admin.RUN or self.removed:
+            if self._commands != command:
                 return
-            admin = Admin.DRAIN if action is Action.DRAIN else Admin.STOP
             wanted = replace(self.state, admin=admin, reason=reason)
             try:
                 await self._save(wanted)
             except HostError as error:  # it leaves all the same; the next process may try again
                 self.state = wanted
                 self._log.warning("admin.not_saved", error=str(error))
-            self._commands += 1
-            self._restarting = False
-            self._handle(AdminChanged(admin, reason=reason))
 
     def halted(self) -> None:
         """Take note that the node has left: the VIPs go, and a node that restarts begins anew."""
@@ -391,18 +401,18 @@ class Administration:
 
     def _resume(self, admin: Admin, at_once: bool) -> None:
         """Be in the farm again, or still; first the core learns that the VIPs are not there yet."""
-        was_halted, self._restarting, self._halted = self._halted, False, False
+        self._restarting = self._halted = False
         self._vips.resume()
         self._handle(AdminChanged(admin, at_once))
-        if was_halted:
-            self._services.run("the node is started")
+        self._services.run("the node is started")  # those that run already are left alone
 
     async def _lowered(self) -> None:
         try:
             await self._vips.lower()
         except HostError as error:
             self._log.warning("vip.not_removed", error=str(error))
-        self._services.halt("the node is stopped")
+        if self._halted:  # else it was started again meanwhile, and its services never stopped
+            self._services.halt("the node is stopped")
         if self._restarting:
             self._run()
 

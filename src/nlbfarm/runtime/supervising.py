@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,7 @@ class Supervising:
         restarts: Restarts,
         node: Callable[[], Node | None],
         handle: Callable[[NodeEvent], None],
-        take_out: Callable[[Action, str], Coroutine[None, None, None]],
+        take_out: Callable[[Action, str], None],
         spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
         clock: Clock,
         log: EventLog,
@@ -107,6 +108,8 @@ class Supervising:
         self._saving: asyncio.Task[None] | None = None
         self._save: SaveRestarts | None = None
         self._changed = asyncio.Event()
+        self._events: deque[Event] = deque()
+        self._following = False
         self._told = Placed(serving=False, others=False)
 
     def _settings_of(self, checks: Sequence[Check], rules: Sequence[RuleSpec]) -> SupervisionSettings:
@@ -172,10 +175,8 @@ class Supervising:
     async def reconfigure(self, checks: Sequence[Check], rules: Sequence[RuleSpec]) -> None:
         """Go by other checkers and rules; the services stay."""
         self._settings = self._settings_of(checks, rules)
-        for command in self._machine.configure(self._settings, self._clock.monotonic()):
-            self._carry_out(command)
+        self._follow(self._machine.configure(self._settings, self._clock.monotonic()))
         await self.checking.replace(checks)
-        self._arm()
 
     async def close(self, *, stop: bool) -> None:
         """End: stop the services in their order, or leave them to the process that follows (``stop``).
@@ -210,12 +211,31 @@ class Supervising:
 
     def do(self, event: Event) -> None:
         """Feed the state machine and do what it says."""
-        # Where the clients are is asked of the protocol each time: old news could take this node out.
-        self._told = placed(self._node())
-        commands = self._machine.handle(self._told, self._clock.monotonic())
-        commands += self._machine.handle(event, self._clock.monotonic())
-        for command in commands:
-            self._carry_out(command)
+        self._events.append(event)
+        self._follow(())
+
+    def _follow(self, commands: Iterable[Command]) -> None:
+        """Carry out ``commands``, then take in what has happened since, one event after the other.
+
+        What a command leads to (the protocol's machine takes a turn, and asks back) waits until those before
+        it are carried out.
+        """
+        if self._following:
+            return
+        self._following = True
+        try:
+            for command in commands:
+                self._carry_out(command)
+            while self._events:
+                # Where the clients are is asked of the protocol each time: old news could take this node out.
+                self._told = placed(self._node())
+                now = self._clock.monotonic()
+                found = self._machine.handle(self._told, now)
+                found += self._machine.handle(self._events.popleft(), now)
+                for command in found:
+                    self._carry_out(command)
+        finally:
+            self._following = False
         self._changed.set()
         self._arm()
 
@@ -250,7 +270,7 @@ class Supervising:
                 if self._saving is None or self._saving.done():
                     self._saving = self._spawn(self._write())
             case TakeOut():
-                self._spawn(self._take_out(command.action, command.reason))
+                self._take_out(command.action, command.reason)
             case Tell():
                 log = self._log.warning if command.warning else self._log.info
                 log(command.event, **command.fields)
