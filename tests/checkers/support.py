@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 from nlbfarm.interfaces import Checker, CheckResult
@@ -15,6 +15,23 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 SHORT = 0.2  # a timeout that is meant to run out
 LONG = 20.0  # one that is not
+
+
+@contextlib.contextmanager
+def wired(prefix: str) -> Iterator[tuple[str, str]]:
+    """Make two namespaces; what is eth0 in the first is the other end of eth0 in the second."""
+    from tests.netns.vip_support import ip
+
+    names = f"{prefix}-{os.getpid()}-1", f"{prefix}-{os.getpid()}-2"
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        peer = ("peer", "name", "eth0", "netns", names[1])
+        ip("-netns", names[0], "link", "add", "eth0", "type", "veth", *peer)
+        yield names
+    finally:
+        for name in names:
+            ip("netns", "delete", name)
 
 
 def sockets() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from tests.checkers.support import LONG, SHORT, look
+from tests.checkers.support import LONG, SHORT, look, wired
 
 from nlbfarm.checkers import HostView, InterfaceChecker, build
 from nlbfarm.config.checkers import InterfaceChecker as Entry
@@ -53,30 +52,8 @@ async def test_a_driver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def cable() -> Iterator[tuple[str, str]]:
     """Two namespaces; what is eth0 in the first is the other end of eth0 in the second."""
-    from tests.netns.vip_support import ip
-
-    names = f"nfcl-{os.getpid()}-1", f"nfcl-{os.getpid()}-2"
-    try:
-        for name in names:
-            ip("netns", "add", name)
-        ip(
-            "-netns",
-            names[0],
-            "link",
-            "add",
-            "eth0",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            names[1],
-        )
+    with wired("nfcl") as names:
         yield names
-    finally:
-        for name in names:
-            ip("netns", "delete", name)
 
 
 @pytest.mark.netns

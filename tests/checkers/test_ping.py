@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.checkers.support import LONG, SHORT, look
+from tests.checkers.support import LONG, SHORT, look, wired
 
 from nlbfarm.checkers import PingChecker, build
 from nlbfarm.checkers.ping import _checksum
@@ -114,32 +114,12 @@ def pair() -> Iterator[tuple[str, str]]:
     """Two namespaces with an interface to each other, 192.0.2.1 and 192.0.2.2, 2001:db8::1 and ::2."""
     from tests.netns.vip_support import ip
 
-    names = f"nfck-{os.getpid()}-1", f"nfck-{os.getpid()}-2"
-    try:
-        for name in names:
-            ip("netns", "add", name)
-        ip(
-            "-netns",
-            names[0],
-            "link",
-            "add",
-            "eth0",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            names[1],
-        )
+    with wired("nfck") as names:
         for number, name in enumerate(names, 1):
             ip("-netns", name, "address", "add", f"192.0.2.{number}/24", "dev", "eth0")
             ip("-netns", name, "address", "add", f"2001:db8::{number}/64", "dev", "eth0", "nodad")
             ip("-netns", name, "link", "set", "eth0", "up")
         yield names
-    finally:
-        for name in names:
-            ip("netns", "delete", name)
 
 
 @pytest.mark.netns

@@ -5,6 +5,7 @@ from dataclasses import replace
 from tests.core.words import settings, word
 
 from nlbfarm.core.hearing import SENT_KEPT, Arrival, Hearing
+from nlbfarm.core.wire import Fitness
 
 
 def hearing() -> Hearing:
@@ -112,3 +113,15 @@ def test_an_old_word_of_a_node_that_was_forgotten_and_named_again_is_no_news() -
     assert hearing.arrived(word(2, 6), 0, 2.0, 1) is Arrival.DUPLICATE
     assert list(hearing.heard(2.0)) == []
     assert hearing.arrived(word(2, 8), 0, 3.0, 1) is Arrival.NEWS
+
+
+def test_another_fitness_is_news_and_another_sequence_is_none() -> None:
+    peers = hearing()
+    for sequence, at in enumerate((1.0, 1.1, 1.2), 1):
+        peers.sent(sequence, at)
+        last = peers.arrived(word(2, sequence, hears={1: (7, sequence)}), 0, at, incarnation=7)
+    assert last is Arrival.SAME
+    suspect = replace(word(2, 4, hears={1: (7, 3)}), fitness=Fitness.SUSPECT)
+    assert peers.arrived(suspect, 0, 1.3, incarnation=7) is Arrival.NEWS
+    degraded = replace(suspect, sequence=5, fitness=Fitness.DEGRADED)
+    assert peers.arrived(degraded, 0, 1.35, incarnation=7) is Arrival.NEWS

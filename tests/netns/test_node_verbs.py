@@ -245,6 +245,30 @@ def test_a_stopped_node_stays_stopped_until_it_is_started(farm: Farm) -> None:
     assert VIP in farm.hosts[2].run("ip", "address", "show", "dev", "eth0")
 
 
+def test_a_maintenance_leaves_what_fails_alone_until_it_is_over_and_outlives_the_process(farm: Farm) -> None:
+    gone = farm.directory / "gone"
+    look = f'[[checkers]]\nname = "file"\ntype = "script"\ncommand = ["test", "!", "-e", "{gone}"]\n'
+    farm.configure(1, 2, extra=look + 'interval = "200ms"\nfall = 1\n')
+    farm.start(1, 2)
+    serving(farm, 1, 2)
+    assert "maintenance" in farm.told(1, "pause", "web2")  # through the other node
+    gone.touch()
+    farm.until(lambda: farm.status(2)["checkers"][0]["ok"] is False, "it is seen that the file is there")
+    farm.until(lambda: farm.shares(1) == {"2": 256}, "the node that is not in maintenance gives way")
+    assert farm.status(2)["paused"] is True
+    assert farm.status(2)["state"] == "UP"
+    gone.unlink()
+    serving(farm, 1, 2)
+    farm.kill(2)
+    farm.start(2)
+    farm.until(lambda: farm.status(2).get("paused") is True, "it is in maintenance again")
+    serving(farm, 1, 2)
+    assert "the maintenance is over" in farm.told(2, "start")
+    gone.touch()
+    farm.until(lambda: farm.status(2)["reason"].startswith("degraded: file: "), "now it counts")
+    farm.until(lambda: sum(farm.shares(1).values()) == 256, "and nobody is better")
+
+
 def test_a_drain_waits_for_connections_and_breaks_none(farm: Farm, echo: Echo) -> None:
     farm.configure(1, 2)
     farm.start(1, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.simulation.farms import shares, started
 
+from nlbfarm.core.events import FailbackRequested
 from nlbfarm.core.wire import Fitness, NodeState
 from nlbfarm.testing.farm import SimulatedFarm
 
@@ -69,3 +70,13 @@ def test_a_sound_node_without_power_is_no_reason_to_take_the_clients_away() -> N
     farm.fit(1, Fitness.DEGRADED)
     farm.fit(2, Fitness.DEGRADED)
     assert settle(farm) == {1: 128, 2: 128, 3: 0}
+
+
+def test_a_failback_that_was_asked_of_somebody_who_does_not_lead_is_not_kept_for_later() -> None:
+    farm = started()
+    core = farm.hosts[3].core
+    assert core is not None
+    core.handle(FailbackRequested(("group0",)), farm.now)
+    farm.run(farm.now + 0.3)
+    assert core.membership.failback == frozenset()
+    farm.check_whole()

@@ -37,6 +37,8 @@ class Condition:
             resources, (None, "", None)
         )
         """What is known of each: whether it is there (``None``: not known), why not, and what that means."""
+        self.fitness = Fitness.SOUND
+        """How fit the node is, as far as it can serve at all."""
         self.stopping = False
         """The process is to end."""
         self.at_once = False
@@ -54,12 +56,8 @@ class Condition:
     def learn(self, name: str, ok: bool | None, reason: str, fitness: Fitness | None = None) -> None:
         """Take note of a resource that is there (``ok``) or not (``events.ResourceChanged``)."""
         self.resources[name] = (ok, reason, fitness)
-
-    @property
-    def fitness(self) -> Fitness:
-        """How fit the node is, as far as it can serve at all."""
-        found = [fitness for ok, _, fitness in self.resources.values() if ok is False and fitness is not None]
-        return max(found, default=Fitness.SOUND)
+        found = (fitness for ok, _, fitness in self.resources.values() if ok is False and fitness is not None)
+        self.fitness = max(found, default=Fitness.SOUND)
 
     def jumped(self, now: float) -> None:
         """Take note that the incarnation had to jump above one that a peer had heard of our id."""

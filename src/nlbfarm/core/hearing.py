@@ -270,6 +270,7 @@ def _says_the_same(word: Heartbeat, before: Heartbeat) -> bool:
         word is not before
         and word.incarnation == before.incarnation
         and word.state is before.state
+        and word.fitness is before.fitness
         and word.known_epoch == before.known_epoch
         and word.inside is before.inside
         and word.view == before.view

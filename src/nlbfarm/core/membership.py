@@ -263,6 +263,7 @@ class Membership:
         assert self.plan is not None
         plan, me = self.plan, self.settings.node
         if self.leader(own, heard) != me:
+            self.failback = frozenset()  # it was asked of who led then
             return
         # One that died acknowledged to the last: it does not ignore us, and will be lost in a moment.
         limiting = [

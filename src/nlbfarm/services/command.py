@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,17 +43,17 @@ class Command:
 class SupervisedCommand(Service):
     """What there is to a command beside a service."""
 
+    @abstractmethod
     async def pids(self) -> Sequence[int]:
         """Return the ids of its processes, for who watches what they use."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def lacks(self) -> Sequence[str]:
         """Return what this host lacks to start it, a line each; changes nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def notes(self) -> Sequence[str]:
         """Return what an administrator should know of it, started or not; a line each."""
-        raise NotImplementedError
 
 
 class CommandService(Service):
